@@ -1,0 +1,98 @@
+"""A sub-network as a value: how many units of each axis of the super-network stay active.
+
+Sizes are counts of units. Multi-head attention has ``kv_groups`` = number of heads and ``heads_per_group`` = 1; grouped-query attention keeps
+whole key/value groups and, within every kept group, the first ``heads_per_group`` query heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class LayerChoice:
+    """One transformer block of a sub-network; ``index`` is the block of the super-network it is cut from."""
+
+    index: int
+    kv_groups: int
+    heads_per_group: int
+    head_dim: int
+    ffn: int
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.kv_groups * self.heads_per_group
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Sizes without the place in the network: (kv_groups, heads_per_group, head_dim, ffn)."""
+        return (self.kv_groups, self.heads_per_group, self.head_dim, self.ffn)
+
+
+@dataclass(frozen=True, order=True)
+class Architecture:
+    """A point of a search space. Immutable, hashable, ordered, JSON-able.
+
+    Raises:
+        ValueError: a size below 1, or layers that are not in the order of the super-network.
+    """
+
+    hidden: int
+    layers: tuple[LayerChoice, ...]
+
+    def __post_init__(self) -> None:
+        indices = [layer.index for layer in self.layers]
+        if any(a >= b for a, b in zip(indices, indices[1:], strict=False)) or any(i < 0 for i in indices):
+            raise ValueError(f"layers must be distinct and in the order of the super-network, got indices {indices}")
+        if self.hidden < 1 or any(min(layer.shape) < 1 for layer in self.layers):
+            raise ValueError(f"every size of an architecture must be at least 1, got {self.summary()}")
+
+    @cached_property
+    def id(self) -> str:
+        """12 hexadecimal digits, the same on every machine and in every run."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every kept layer has the same shape."""
+        return len({layer.shape for layer in self.layers}) <= 1
+
+    def summary(self) -> str:
+        """One line for tables and errors; ranges where the layers differ."""
+
+        def span(values: list[int]) -> str:
+            low, high = min(values), max(values)
+            return str(low) if low == high else f"{low}-{high}"
+
+        if not self.layers:
+            return f"hidden {self.hidden}, 0 layers"
+        heads, groups = [c.heads for c in self.layers], [c.kv_groups for c in self.layers]
+        return (
+            f"hidden {self.hidden}, {len(self.layers)} layers, heads {span(heads)} in {span(groups)} groups, "
+            f"head_dim {span([c.head_dim for c in self.layers])}, ffn {span([c.ffn for c in self.layers])}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"hidden": self.hidden, "layers": [asdict(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
+        """Inverse of ``to_dict``. Raises ValueError where a field is missing or unknown."""
+        try:
+            return cls(int(data["hidden"]), tuple(LayerChoice(**layer) for layer in data["layers"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not an architecture: {error}; needed are 'hidden' and 'layers' with {list(_FIELDS)}") from error
+
+
+_FIELDS = LayerChoice.__dataclass_fields__
