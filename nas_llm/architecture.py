@@ -92,7 +92,9 @@ class Architecture:
         try:
             return cls(int(data["hidden"]), tuple(LayerChoice(**layer) for layer in data["layers"]))
         except (KeyError, TypeError) as error:
-            raise ValueError(f"not an architecture: {error}; needed are 'hidden' and 'layers' with {list(_FIELDS)}") from error
+            raise ValueError(
+                f"not an architecture: {error}; needed are 'hidden' and 'layers' with {list(_FIELDS)}"
+            ) from error
 
 
 _FIELDS = LayerChoice.__dataclass_fields__

@@ -1,0 +1,434 @@
+"""Search spaces: which sub-networks of a super-network may be chosen.
+
+The joint space is paper 1, section 4: Theta_d x Theta_H x Theta_r x Theta_L (residual width, heads, FFN ratio, depth), the same for every layer; its FFN
+width is the ratio times the sub-network's own residual width, and a depth of L keeps the L most important layers (the first L while no layer
+importance is known). The per-layer space chooses heads and FFN width for every layer by itself, and any subset of layers.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from nas_llm.architecture import Architecture, LayerChoice
+
+
+class Elastic(Protocol):
+    """What a space needs to know of a super-network."""
+
+    layer_order: tuple[int, ...]  # most important first
+    elastic_axes: frozenset[str]  # axes that the family can slice
+
+    def largest(self) -> Architecture: ...
+
+
+Kind = Literal["joint", "per_layer"]
+_AXES = ("hidden", "kv_groups", "heads_per_group", "head_dim")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A finite space of architectures; every list of choices is ascending and its last value is the largest.
+
+    ``ffn`` holds ratios to the residual width (float) in the joint space and widths (int) in the per-layer space. ``depth`` is the
+    allowed numbers of layers. Use :meth:`joint` and :meth:`per_layer` to make one from a super-network.
+    """
+
+    kind: Kind
+    hidden: tuple[int, ...]
+    kv_groups: tuple[int, ...]
+    heads_per_group: tuple[int, ...]
+    head_dim: tuple[int, ...]
+    ffn: tuple[float, ...]
+    depth: tuple[int, ...]
+    layer_order: tuple[int, ...]
+    ffn_max: int
+    multiple_of: int = 1
+
+    # ---------------------------------------------------------------- construction
+
+    @classmethod
+    def joint(
+        cls,
+        supernet: Elastic,
+        *,
+        hidden: Sequence[int] | None = None,
+        kv_groups: Sequence[int] | None = None,
+        heads_per_group: Sequence[int] | None = None,
+        head_dim: Sequence[int] | None = None,
+        ffn_ratio: Sequence[float] | None = None,
+        depth: Sequence[int] | None = None,
+        min_fraction: float = 0.25,
+        steps: int = 8,
+        multiple_of: int = 8,
+    ) -> SearchSpace:
+        """The joint space, uniform over layers.
+
+        An axis left ``None`` gets at most ``steps`` choices, equally spaced between ``min_fraction`` of its full size and the full size, in multiples of
+        ``multiple_of`` (groups and layers: of 1). ``heads_per_group`` and ``head_dim`` stay whole unless given. ``ffn_ratio`` is relative
+        to the residual width of the sub-network; widths are rounded to ``multiple_of``.
+
+        Raises:
+            ValueError: an empty or impossible list of choices, or an axis that the family cannot slice.
+        """
+        full = _uniform(supernet.largest())
+        shape = full.layers[0]
+        grid = _Grid(min_fraction, steps)
+        if ffn_ratio is None:
+            widths = grid.choices("ffn", shape.ffn, multiple_of)
+            ratios: Sequence[float] = [width / full.hidden for width in widths]
+        else:
+            ratios = _checked_ratios(ffn_ratio, shape.ffn / full.hidden)
+        space = cls(
+            kind="joint",
+            hidden=_checked("hidden", hidden, full.hidden, lambda: grid.choices("hidden", full.hidden, multiple_of)),
+            kv_groups=_checked(
+                "kv_groups", kv_groups, shape.kv_groups, lambda: grid.choices("kv_groups", shape.kv_groups, 1)
+            ),
+            heads_per_group=_checked(
+                "heads_per_group", heads_per_group, shape.heads_per_group, lambda: [shape.heads_per_group]
+            ),
+            head_dim=_checked("head_dim", head_dim, shape.head_dim, lambda: [shape.head_dim]),
+            ffn=tuple(ratios),
+            depth=_checked("depth", depth, full.num_layers, lambda: grid.choices("depth", full.num_layers, 1)),
+            layer_order=tuple(supernet.layer_order),
+            ffn_max=shape.ffn,
+            multiple_of=multiple_of,
+        )
+        return space._refuse_static(supernet, full)
+
+    @classmethod
+    def per_layer(
+        cls,
+        supernet: Elastic,
+        *,
+        hidden: Sequence[int] | None = None,
+        kv_groups: Sequence[int] | None = None,
+        heads_per_group: Sequence[int] | None = None,
+        head_dim: Sequence[int] | None = None,
+        ffn: Sequence[int] | None = None,
+        depth: Sequence[int] | None = None,
+        min_fraction: float = 0.25,
+        steps: int = 8,
+        multiple_of: int = 8,
+    ) -> SearchSpace:
+        """Heads and FFN width chosen for every layer, any subset of layers of an allowed size; residual width and head size are global.
+
+        Defaults and errors as in :meth:`joint`; ``ffn`` lists widths.
+        """
+        full = _uniform(supernet.largest())
+        shape = full.layers[0]
+        grid = _Grid(min_fraction, steps)
+        space = cls(
+            kind="per_layer",
+            hidden=_checked("hidden", hidden, full.hidden, lambda: grid.choices("hidden", full.hidden, multiple_of)),
+            kv_groups=_checked(
+                "kv_groups", kv_groups, shape.kv_groups, lambda: grid.choices("kv_groups", shape.kv_groups, 1)
+            ),
+            heads_per_group=_checked(
+                "heads_per_group", heads_per_group, shape.heads_per_group, lambda: [shape.heads_per_group]
+            ),
+            head_dim=_checked("head_dim", head_dim, shape.head_dim, lambda: [shape.head_dim]),
+            ffn=_checked("ffn", ffn, shape.ffn, lambda: grid.choices("ffn", shape.ffn, multiple_of)),
+            depth=_checked("depth", depth, full.num_layers, lambda: grid.choices("depth", full.num_layers, 1)),
+            layer_order=tuple(supernet.layer_order),
+            ffn_max=shape.ffn,
+            multiple_of=multiple_of,
+        )
+        return space._refuse_static(supernet, full)
+
+    def _refuse_static(self, supernet: Elastic, full: Architecture) -> SearchSpace:
+        shape = full.layers[0]
+        sizes = dict(zip(_AXES, (full.hidden, *shape.shape[:3]), strict=True))
+        for axis, size in sizes.items():
+            choices = getattr(self, axis)
+            if axis not in supernet.elastic_axes and choices != (size,):
+                raise ValueError(
+                    f"search_space.{axis}={list(choices)}: this model family cannot slice {axis}; allowed is [{size}] "
+                    f"(leave it out: search_space.{axis}=null)"
+                )
+        if any(size % 2 for size in self.head_dim):
+            raise ValueError(
+                f"search_space.head_dim={list(self.head_dim)}: head sizes must be even (rotary pairs stay together)"
+            )
+        return self
+
+    # ---------------------------------------------------------------- points
+
+    def largest(self) -> Architecture:
+        return self._extreme(-1)
+
+    def smallest(self) -> Architecture:
+        return self._extreme(0)
+
+    def middle(self) -> Architecture:
+        """The heuristic sub-network: the middle choice of every axis (of an even number the larger), the most important layers."""
+        return self._extreme(None)
+
+    def _extreme(self, position: int | None) -> Architecture:
+        def pick(values: Sequence[Any]) -> Any:
+            return values[len(values) // 2 if position is None else position]
+
+        hidden = pick(self.hidden)
+        shape = (
+            pick(self.kv_groups),
+            pick(self.heads_per_group),
+            pick(self.head_dim),
+            self._ffn_width(pick(self.ffn), hidden),
+        )
+        return Architecture(
+            hidden, tuple(LayerChoice(index, *shape) for index in self._most_important(pick(self.depth)))
+        )
+
+    def sample(self, rng: np.random.Generator) -> Architecture:
+        """Uniform over the choices of every axis (paper 1, section 3.2: theta ~ Theta)."""
+        hidden = _draw(rng, self.hidden)
+        head_dim = _draw(rng, self.head_dim)
+        depth = _draw(rng, self.depth)
+        if self.kind == "joint":
+            shape = (_draw(rng, self.kv_groups), _draw(rng, self.heads_per_group), head_dim)
+            width = self._ffn_width(_draw(rng, self.ffn), hidden)
+            return Architecture(hidden, tuple(LayerChoice(i, *shape, width) for i in self._most_important(depth)))
+        kept = np.sort(rng.permutation(len(self.layer_order))[:depth]).tolist()
+        groups, per_group, widths = (
+            rng.integers(len(choices), size=depth).tolist()
+            for choices in (self.kv_groups, self.heads_per_group, self.ffn)
+        )
+        return Architecture(
+            hidden,
+            tuple(
+                LayerChoice(i, self.kv_groups[g], self.heads_per_group[h], head_dim, int(self.ffn[f]))
+                for i, g, h, f in zip(kept, groups, per_group, widths, strict=True)
+            ),
+        )
+
+    def __contains__(self, architecture: object) -> bool:
+        if not isinstance(architecture, Architecture):
+            return False
+        try:
+            return self.decode(self.encode(architecture)) == architecture
+        except ValueError:
+            return False
+
+    # ---------------------------------------------------------------- genomes
+
+    @cached_property
+    def gene_sizes(self) -> tuple[int, ...]:
+        """Number of choices of every gene.
+
+        Joint: hidden, head_dim, kv_groups, heads_per_group, ffn, depth. Per layer: hidden, head_dim, then for every layer of the super-network
+        kv_groups, heads_per_group, ffn, kept (2 choices).
+        """
+        shared = (len(self.hidden), len(self.head_dim))
+        attention_and_ffn = (len(self.kv_groups), len(self.heads_per_group), len(self.ffn))
+        if self.kind == "joint":
+            return (*shared, *attention_and_ffn, len(self.depth))
+        return shared + (*attention_and_ffn, 2) * len(self.layer_order)
+
+    def encode(self, architecture: Architecture) -> np.ndarray:
+        """Indices into the choices, int64 of shape (len(gene_sizes),). Dropped layers carry the largest choices (canonical).
+
+        Raises:
+            ValueError: the architecture is not a point of this space.
+        """
+        if not architecture.layers or architecture.num_layers not in self.depth:
+            raise ValueError(
+                f"an architecture of {architecture.num_layers} layers is not in the space: depth is one of {list(self.depth)}"
+            )
+        first = architecture.layers[0]
+        shared = [_index("hidden", self.hidden, architecture.hidden), _index("head_dim", self.head_dim, first.head_dim)]
+        if any(layer.head_dim != first.head_dim for layer in architecture.layers):
+            raise ValueError("an architecture of this space has one head_dim for all layers")
+        widths = [self._ffn_width(choice, architecture.hidden) for choice in self.ffn]
+        if self.kind == "joint":
+            kept = tuple(layer.index for layer in architecture.layers)
+            if not architecture.is_uniform or kept != self._most_important(len(kept)):
+                raise ValueError(
+                    f"not in the joint space (uniform layers, the most important ones kept): {architecture.summary()}, layers {kept}"
+                )
+            return np.array([*shared, *self._layer_genes(first, widths), self.depth.index(len(kept))], dtype=np.int64)
+        dropped = [len(self.kv_groups) - 1, len(self.heads_per_group) - 1, len(self.ffn) - 1, 0]
+        by_index = {layer.index: layer for layer in architecture.layers}
+        genes = [
+            gene
+            for index in range(len(self.layer_order))
+            for gene in ([*self._layer_genes(by_index[index], widths), 1] if index in by_index else dropped)
+        ]
+        return np.array(shared + genes, dtype=np.int64)
+
+    def decode(self, genome: np.ndarray | Sequence[int]) -> Architecture:
+        """Inverse of :meth:`encode`; a per-layer genome with an impossible number of layers is mended by the most (least) important ones.
+
+        Raises:
+            ValueError: wrong length or an index out of range.
+        """
+        genes = [int(gene) for gene in genome]
+        if len(genes) != len(self.gene_sizes) or any(
+            not 0 <= g < n for g, n in zip(genes, self.gene_sizes, strict=False)
+        ):
+            raise ValueError(
+                f"a genome of this space has {len(self.gene_sizes)} indices below {self.gene_sizes}, got {genes}"
+            )
+        hidden, head_dim = self.hidden[genes[0]], self.head_dim[genes[1]]
+        if self.kind == "joint":
+            g, h, f, d = genes[2:]
+            shape = (self.kv_groups[g], self.heads_per_group[h], head_dim, self._ffn_width(self.ffn[f], hidden))
+            return Architecture(hidden, tuple(LayerChoice(i, *shape) for i in self._most_important(self.depth[d])))
+        rows = [genes[2 + 4 * i : 6 + 4 * i] for i in range(len(self.layer_order))]
+        layers = []
+        for index in self._mended([i for i, row in enumerate(rows) if row[3]]):
+            g, h, f, _ = rows[index]
+            layers.append(LayerChoice(index, self.kv_groups[g], self.heads_per_group[h], head_dim, int(self.ffn[f])))
+        return Architecture(hidden, tuple(layers))
+
+    def neighbours(self, architecture: Architecture) -> list[Architecture]:
+        """Every distinct architecture one step of one gene away."""
+        genome = self.encode(architecture)
+        found: dict[Architecture, None] = {}
+        for position, size in enumerate(self.gene_sizes):
+            for step in (-1, 1):
+                moved = genome.copy()
+                moved[position] += step
+                if 0 <= moved[position] < size:
+                    found[self.decode(moved)] = None
+        found.pop(architecture, None)
+        return list(found)
+
+    @property
+    def size(self) -> int:
+        """Exact number of distinct architectures, of any magnitude."""
+        shared = len(self.hidden) * len(self.head_dim)
+        attention = len(self.kv_groups) * len(self.heads_per_group)
+        if self.kind == "joint":
+            # Two ratios may round to one width, so widths are counted for every residual width.
+            widths = sum(len({self._ffn_width(ratio, hidden) for ratio in self.ffn}) for hidden in self.hidden)
+            return widths * len(self.head_dim) * attention * len(self.depth)
+        layer = attention * len(self.ffn)
+        return shared * sum(math.comb(len(self.layer_order), depth) * layer**depth for depth in self.depth)
+
+    def __len__(self) -> int:
+        size = self.size
+        if size > sys.maxsize:
+            raise OverflowError(f"the space has {size:.3e} architectures, more than len() can say; use space.size")
+        return size
+
+    # ---------------------------------------------------------------- values
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.__dict__.items()
+            if name in self.__dataclass_fields__
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
+        """Inverse of ``to_dict``. Raises ValueError where a field is missing or unknown."""
+        try:
+            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        except TypeError as error:
+            raise ValueError(f"not a search space: {error}") from error
+
+    def with_layer_order(self, layer_order: Iterable[int]) -> SearchSpace:
+        """The same choices with another order in which the joint space keeps layers."""
+        return replace(self, layer_order=tuple(layer_order))
+
+    # ---------------------------------------------------------------- inner
+
+    def _most_important(self, depth: int) -> tuple[int, ...]:
+        return tuple(sorted(self.layer_order[:depth]))
+
+    def _mended(self, kept: list[int]) -> list[int]:
+        if len(kept) in self.depth:
+            return kept
+        target = min(self.depth, key=lambda depth: (abs(depth - len(kept)), -depth))
+        ranked = sorted(
+            range(len(self.layer_order)), key=lambda index: (index not in kept, self.layer_order.index(index))
+        )
+        return sorted(ranked[:target])
+
+    def _ffn_width(self, choice: float, hidden: int) -> int:
+        if self.kind == "per_layer":
+            return int(choice)
+        width = max(1, round(choice * hidden / self.multiple_of)) * self.multiple_of
+        if hidden == self.hidden[-1] and choice == self.ffn[-1]:
+            width = round(choice * hidden)  # the full width need not be a multiple
+        return min(width, self.ffn_max)
+
+    def _layer_genes(self, layer: LayerChoice, widths: Sequence[int]) -> list[int]:
+        return [
+            _index("kv_groups", self.kv_groups, layer.kv_groups),
+            _index("heads_per_group", self.heads_per_group, layer.heads_per_group),
+            _index("ffn", widths, layer.ffn),
+        ]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Equally spaced default choices of an axis."""
+
+    min_fraction: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_fraction <= 1:
+            raise ValueError(f"search_space.min_fraction={self.min_fraction}: allowed is above 0 and at most 1")
+        if self.steps < 1:
+            raise ValueError(f"search_space.steps={self.steps}: allowed is at least 1")
+
+    def choices(self, axis: str, full: int, multiple_of: int) -> list[int]:
+        if multiple_of < 1:
+            raise ValueError(f"search_space.multiple_of={multiple_of}: allowed is at least 1")
+        if self.steps == 1:
+            return [full]
+        wanted = np.linspace(self.min_fraction * full, full, self.steps)[:-1]
+        rounded = (max(1, round(float(size) / multiple_of)) * multiple_of for size in wanted)
+        return sorted({size for size in rounded if size < full} | {full})
+
+
+def _uniform(full: Architecture) -> Architecture:
+    if not full.is_uniform or not full.layers:
+        raise ValueError("a search space needs a super-network whose layers all have the same shape")
+    return full
+
+
+def _checked(axis: str, given: Sequence[int] | None, full: int, default: Any) -> tuple[int, ...]:
+    values = list(default()) if given is None else list(given)
+    if not values:
+        raise ValueError(
+            f"search_space.{axis}=[]: the list of choices is empty; allowed are sizes between 1 and {full}"
+        )
+    if any(isinstance(value, bool) or int(value) != value for value in values):
+        raise ValueError(f"search_space.{axis}={values}: allowed are whole numbers between 1 and {full}")
+    if min(values) < 1 or max(values) > full:
+        raise ValueError(f"search_space.{axis}={values}: the model has {full}; allowed are sizes between 1 and {full}")
+    return tuple(sorted({int(value) for value in values}))
+
+
+def _checked_ratios(given: Sequence[float], full: float) -> tuple[float, ...]:
+    values = sorted({float(value) for value in given})
+    if not values:
+        raise ValueError(
+            f"search_space.ffn_ratio=[]: the list of choices is empty; allowed are ratios above 0 and at most {full:g}"
+        )
+    if values[0] <= 0 or values[-1] > full + 1e-9:
+        raise ValueError(
+            f"search_space.ffn_ratio={values}: the model has {full:g}; allowed are ratios above 0 and at most {full:g}"
+        )
+    return tuple(values)
+
+
+def _index(axis: str, choices: Sequence[int], value: int) -> int:
+    if value not in choices:
+        raise ValueError(f"{axis}={value} is not in the space: it is one of {list(choices)}")
+    return list(choices).index(value)
+
+
+def _draw(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
+    return choices[int(rng.integers(len(choices)))]
