@@ -1,0 +1,242 @@
+"""The run directory: one process at a time, whole files only, metrics merged, and no resuming with something else.
+
+Every stage reads and writes one directory. `locked` keeps a second process out; `atomic_path` and the writers built on
+it leave either the old content or the new one, never a part; `add_metrics` merges into `results.json`;
+`refuse_mismatch` compares the model, the search space and the data with those the run was started with.
+"""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LOCK_FILE = ".lock"
+RESULTS_FILE = "results.json"
+FINGERPRINTS_FILE = "fingerprints.json"
+OUTPUTS = (
+    "checkpoints",
+    "supernet",
+    "archive.jsonl",
+    RESULTS_FILE,
+)  # what a run leaves that a new one must not mix with
+METRIC_IDENTITY = (
+    "name",
+    "architecture",
+    "split",
+    "data",
+    "variant",
+)  # a metric that agrees in these replaces the older one
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes the run directory (rank 0, or the only one)."""
+    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
+    return int(rank) == 0
+
+
+@contextmanager
+def locked(run_dir: str | Path) -> Iterator[Path]:
+    """Create `run_dir` if need be and hold it against every other process; yields it as an absolute path.
+
+    Ranks other than the main one share the main one's directory and take no lock.
+
+    Raises:
+        ValueError: another process holds the directory (its pid is named), or it cannot be created.
+    """
+    path = Path(run_dir).absolute()
+    if not is_main_process():
+        yield path
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise ValueError(
+            f"run_dir={run_dir} cannot be written ({error.strerror}): choose another with run_dir="
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise ValueError(
+                f"run_dir={run_dir} is in use by another process (pid {holder}): wait, or choose another run_dir="
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield path
+        lock.truncate(0)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write a file or a directory to; it becomes `path` when the block ends.
+
+    Raises:
+        ValueError: the disk is full or refuses the write. On every error the temporary is removed, `path` is as before.
+    """
+    from safetensors import SafetensorError
+
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        _synchronise(temporary)
+        _replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        reason = disk_error(error)
+        if reason is None:
+            raise
+        raise ValueError(
+            f"{target} could not be written ({reason}): make room there, or choose another place with run_dir="
+        ) from error
+    finally:
+        _remove(temporary)
+
+
+def disk_error(error: BaseException) -> str | None:
+    """What the disk refused, in words; None where `error` is about something else."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in DISK_ERRORS else None
+    full = os.strerror(errno.ENOSPC)
+    return full if full.lower() in str(error).lower() else None
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a whole file, or leave the old one as it was."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole UTF-8 file, or leave the old one as it was."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write strict, indented JSON (NaN and infinity are refused), or leave the old file as it was."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ValueError: the file is missing or is not JSON (the line is named).
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} does not exist: is run_dir= right, and did the stage that writes it finish?"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON, line {error.lineno}: {error.msg}; restore it or run its stage again"
+        ) from error
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The metrics of `results.json`; empty where there is none yet."""
+    path = Path(run_dir) / RESULTS_FILE
+    return read_json(path)["metrics"] if path.exists() else []
+
+
+def add_metrics(run_dir: str | Path, metrics: Iterable[Mapping[str, Any]]) -> None:
+    """Merge metrics into `results.json`; one that agrees with an older one in METRIC_IDENTITY takes its place.
+
+    Each metric is `{"name", "value", "unit", "architecture", "split", "samples", ...}`; a value that is not finite
+    becomes null.
+    """
+    merged = {_identity(metric): metric for metric in read_metrics(run_dir)}
+    for metric in metrics:
+        merged[_identity(metric)] = {key: _finite(value) for key, value in metric.items()}
+    write_json(Path(run_dir) / RESULTS_FILE, {"metrics": list(merged.values())})
+
+
+def refuse_mismatch(run_dir: str | Path, fingerprints: Mapping[str, Any]) -> None:
+    """Compare JSON-able fingerprints (`model`, `search_space`, `data`, ...) with the run's; those not yet recorded are.
+
+    Raises:
+        ValueError: one differs; the key and both values are named.
+    """
+    path = Path(run_dir) / FINGERPRINTS_FILE
+    recorded = read_json(path) if path.exists() else {}
+    new = json.loads(json.dumps(dict(fingerprints)))
+    for key, value in new.items():
+        if key in recorded and recorded[key] != value:
+            raise ValueError(
+                f"{key}={_short(value)} differs from {key}={_short(recorded[key])} that {run_dir} was started with: "
+                f"resume with the same {key}, or start a new run with another run_dir="
+            )
+    if is_main_process() and not new.keys() <= recorded.keys():
+        write_json(path, {**recorded, **new})
+
+
+def refuse_outputs(run_dir: str | Path) -> None:
+    """Refuse to start a new run in a directory that holds an older one's results; forget a start that left none.
+
+    Raises:
+        ValueError: `run_dir` holds checkpoints, a super-network, an archive or results.
+    """
+    found = [name for name in OUTPUTS if _has_content(Path(run_dir) / name)]
+    if found:
+        raise ValueError(
+            f"run_dir={run_dir} already holds a run ({', '.join(found)}): "
+            "continue it with ckpt_path=last, or choose another run_dir="
+        )
+    if is_main_process():
+        (Path(run_dir) / FINGERPRINTS_FILE).unlink(missing_ok=True)
+
+
+def _has_content(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def _identity(metric: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(metric.get(key) for key in METRIC_IDENTITY)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else f"{text[:150]}... ({len(text)} characters)"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _synchronise(path: Path) -> None:
+    for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    if not target.is_dir():
+        temporary.replace(target)
+        return
+    old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")  # a directory cannot be renamed over a full one
+    target.replace(old)
+    temporary.replace(target)
+    _remove(old)
