@@ -1,0 +1,1 @@
+"""Data modules: tokenised once, split four ways (train, calibration, validation, test), batched reproducibly."""
