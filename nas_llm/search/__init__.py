@@ -1,0 +1,25 @@
+"""Searching a space for its Pareto front: ask / tell searchers, the archive they resume from, and the front itself."""
+
+from nas_llm.search.archive import REFERENCE, TRUNCATION, Archive, Evaluation, read_archive
+from nas_llm.search.nsga2 import NSGA2
+from nas_llm.search.pareto import Front, hypervolume, pareto_front
+from nas_llm.search.protocol import Direction, Search
+from nas_llm.search.run import Ranks, SearchResult, open_archive, run_search
+
+__all__ = [
+    "NSGA2",
+    "REFERENCE",
+    "TRUNCATION",
+    "Archive",
+    "Direction",
+    "Evaluation",
+    "Front",
+    "Ranks",
+    "Search",
+    "SearchResult",
+    "hypervolume",
+    "open_archive",
+    "pareto_front",
+    "read_archive",
+    "run_search",
+]

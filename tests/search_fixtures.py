@@ -1,0 +1,46 @@
+"""A search space and measurements for the tests of the search: the real SearchSpace over bare sizes."""
+
+from dataclasses import dataclass
+
+from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.search_space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """As much of a super-network as a search space asks for."""
+
+    hidden: int = 64
+    layers: int = 4
+    kv_groups: int = 4
+    ffn: int = 128
+    elastic_axes: frozenset[str] = frozenset({"hidden", "kv_groups", "heads_per_group", "head_dim", "ffn", "layers"})
+
+    @property
+    def layer_order(self) -> tuple[int, ...]:
+        return tuple(range(self.layers))
+
+    def largest(self) -> Architecture:
+        return Architecture(
+            self.hidden, tuple(LayerChoice(i, self.kv_groups, 1, 16, self.ffn) for i in range(self.layers))
+        )
+
+
+def joint_space(**kwargs) -> SearchSpace:
+    return SearchSpace.joint(Sizes(), **kwargs)
+
+
+def count(architecture: Architecture) -> int:
+    """A parameter count like a transformer's."""
+    attention = sum(4 * architecture.hidden * layer.heads * layer.head_dim for layer in architecture.layers)
+    return attention + sum(3 * architecture.hidden * layer.ffn for layer in architecture.layers)
+
+
+def measure(architecture: Architecture) -> dict[str, float]:
+    """Two objectives in conflict; the front is not the diagonal of the space, for the loss rewards depth more than width."""
+    width = sum(layer.ffn + 4 * layer.heads for layer in architecture.layers)
+    loss = 3.0 / len(architecture.layers) + 40.0 / architecture.hidden + 100.0 / width
+    return {"params": float(count(architecture)), "loss": loss}
+
+
+DIRECTIONS = {"params": "min", "loss": "min"}
