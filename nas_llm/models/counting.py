@@ -1,0 +1,111 @@
+"""Parameters and multiply-accumulates of sub-networks: arithmetic on axis sizes, no tensor touched.
+
+Every count of one block is a polynomial in the residual width, a + b hidden + c hidden^2, whose coefficients depend on the block's own shape
+alone; they are kept per shape, so that a whole architecture costs one look-up per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.models.axes import Layout, count, sizes_of
+
+if TYPE_CHECKING:
+    from nas_llm.models.elastic import ElasticModule
+
+Polynomial = tuple[int, int, int]
+Shape = tuple[int, int, int, int]
+Weights = tuple[tuple[Layout, ...], ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Layouts of all weights of a super-network: ``weights`` once each (parameters), ``projections`` (multiply-accumulates)."""
+
+    weights: Weights
+    projections: Weights
+    layer_weights: tuple[Weights, ...]
+    layer_projections: tuple[Weights, ...]
+    _parameters: dict[tuple[int, Shape], Polynomial] = field(default_factory=dict, compare=False, repr=False)
+    _macs: dict[tuple[int, Shape], Polynomial] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls, shared: Sequence[ElasticModule], layers: Sequence[Sequence[ElasticModule]], full: Architecture
+    ) -> Costs:
+        seen: set[int] = set()
+        weights = _weights(shared, seen)
+        layer_weights = tuple(_weights(layer, seen) for layer in layers)
+        return cls(
+            weights,
+            _projections(shared),
+            *_one_where_equal(layer_weights, tuple(_projections(layer) for layer in layers)),
+        )
+
+    def num_parameters(self, architecture: Architecture) -> int:
+        hidden = architecture.hidden
+        total = sum(count(layout, {"hidden": hidden}) for layout in self.weights)
+        return total + self._sum(architecture, self.layer_weights, self._parameters)
+
+    def macs(self, architecture: Architecture, batch_size: int, sequence_length: int) -> int:
+        tokens = batch_size * sequence_length
+        projected = sum(count(layout, {"hidden": architecture.hidden}) for layout in self.projections)
+        projected += self._sum(architecture, self.layer_projections, self._macs)
+        attended = sum(layer.kv_groups * layer.heads_per_group * layer.head_dim for layer in architecture.layers)
+        return tokens * (projected + 2 * sequence_length * attended)
+
+    def _sum(
+        self, architecture: Architecture, layouts: tuple[Weights, ...], kept: dict[tuple[int, Shape], Polynomial]
+    ) -> int:
+        a = b = c = 0
+        same = len(layouts) == 1
+        for layer in architecture.layers:
+            key = (
+                0 if same else layer.index,
+                (layer.kv_groups, layer.heads_per_group, layer.head_dim, layer.ffn),
+            )
+            terms = kept.get(key)
+            if terms is None:
+                terms = kept[key] = _polynomial(layouts[key[0]], layer)
+            a += terms[0]
+            b += terms[1]
+            c += terms[2]
+        hidden = architecture.hidden
+        return a + b * hidden + c * hidden * hidden
+
+
+def _weights(modules: Sequence[ElasticModule], seen: set[int]) -> Weights:
+    found = []
+    for module in modules:
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.append(module.elastic_layouts[name])
+    return tuple(found)
+
+
+def _projections(modules: Sequence[ElasticModule]) -> Weights:
+    return tuple(module.elastic_layouts["weight"] for module in modules if isinstance(module, nn.Linear | Conv1D))
+
+
+def _one_where_equal(weights: tuple[Weights, ...], projections: tuple[Weights, ...]) -> tuple[tuple[Weights, ...], ...]:
+    if len(set(weights)) == 1 and len(set(projections)) == 1:
+        return weights[:1], projections[:1]
+    return weights, projections
+
+
+def _polynomial(layouts: Weights, layer: LayerChoice) -> Polynomial:
+    """Coefficients of a count in the residual width, from its values at 0, 1 and 2."""
+
+    def at(hidden: int) -> int:
+        return sum(count(layout, sizes_of(hidden, layer)) for layout in layouts)
+
+    zero, one, two = at(0), at(1), at(2)
+    c = (two - 2 * one + zero) // 2
+    return zero, one - zero - c, c

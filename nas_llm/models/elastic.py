@@ -1,0 +1,88 @@
+"""The elastic mixin: a module whose weights are sliced where they are read; its forward pass stays Hugging Face's own.
+
+``make_elastic`` changes the class of a module in place to a subclass whose ``weight`` and ``bias`` are properties. While no
+sub-network is active they are the parameters themselves, so that state dicts, optimizers, hooks and adapters see
+nothing new. The slices are made inside forward, never before, so that sharded weights stay sharded outside of it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from nas_llm.models.axes import Layout, Sizes, take
+
+Layouts = dict[str, tuple[Layout, ...]]
+
+
+class ElasticModule(nn.Module):
+    """What :func:`make_elastic` adds to a module."""
+
+    elastic_layouts: Layouts  # parameter name -> one layout per dimension
+    elastic_full: Sizes
+    elastic_active: Sizes | None  # None: the whole module
+    elastic_plain_class: type[nn.Module]
+
+
+def make_elastic(module: nn.Module, layouts: Layouts, full: Sizes) -> None:
+    """Gives ``module`` sliced parameters, in place."""
+    module.__dict__.update(elastic_layouts=layouts, elastic_full=full, elastic_active=None)
+    module.__class__ = _elastic_class(type(module), tuple(module._parameters))
+
+
+def make_plain(module: nn.Module) -> None:
+    """Gives a module whose parameters have been replaced by their slices its own class back, with its sizes told right."""
+    if not isinstance(module, ElasticModule):
+        return
+    for name in ("elastic_layouts", "elastic_full", "elastic_active"):
+        del module.__dict__[name]
+    module.__class__ = module.elastic_plain_class
+    for name, size in _sizes(module).items():
+        module.__dict__[name] = size
+
+
+def active_parameters(module: ElasticModule) -> dict[str, Tensor]:
+    """The active slice of every parameter by name."""
+    return {name: getattr(module, name) for name, value in module._parameters.items() if value is not None}
+
+
+def _sliced(name: str) -> property:
+    def active(self: ElasticModule) -> Tensor | None:
+        parameter = self._parameters[name]
+        if self.elastic_active is None or parameter is None:
+            return parameter
+        return take(parameter, self.elastic_layouts[name], self.elastic_full, self.elastic_active)
+
+    return property(active)
+
+
+def _sizes(module: nn.Module) -> dict[str, Any]:
+    """The attributes in which a module repeats the shape of its weight."""
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        return {}
+    if isinstance(module, nn.Linear):
+        return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    if isinstance(module, Conv1D):
+        return {"nx": weight.shape[0], "nf": weight.shape[1]}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": weight.shape[1]}
+    if isinstance(module, nn.LayerNorm):
+        return {"normalized_shape": tuple(weight.shape)}
+    return {}
+
+
+@cache
+def _elastic_class(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
+    members: dict[str, Any] = {name: _sliced(name) for name in parameters}
+    for size in ("out_features", "in_features") if issubclass(plain, nn.Linear) else ():
+        members[size] = property(lambda self, size=size: _sizes(self)[size])
+    for size in ("nx", "nf") if issubclass(plain, Conv1D) else ():
+        members[size] = property(lambda self, size=size: _sizes(self)[size])
+    if issubclass(plain, nn.LayerNorm):
+        members["normalized_shape"] = property(lambda self: _sizes(self)["normalized_shape"])
+    members["elastic_plain_class"] = plain
+    return type(f"Elastic{plain.__name__}", (ElasticModule, plain), members)

@@ -1,0 +1,227 @@
+"""Loading and saving: Hugging Face directories, and those of models that no stock configuration can describe.
+
+A sub-network that the stock class can express is saved as any Hugging Face model is. Another one (layers of different shapes, head counts that do
+not divide the width ...) gets a ``config.json`` of model type ``nas_llm``, which holds the configuration it was cut from and the cut; the stock
+loader refuses that by name, :func:`from_pretrained` rebuilds it without remote code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL_TYPE = "nas_llm"
+
+
+def resolve(name_or_path: str | Path) -> str:
+    """The directory of an embedded model ("microworld_llama", "microworld_neox"); anything else unchanged."""
+    embedded = Path(str(files("nas_llm"))) / "assets" / str(name_or_path)
+    if str(name_or_path) and "/" not in str(name_or_path) and (embedded / "config.json").is_file():
+        return str(embedded)
+    return str(name_or_path)
+
+
+def from_pretrained(
+    name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Loads a causal language model: a directory that :func:`save_pretrained` or Hugging Face wrote, a hub name, an embedded one.
+
+    ``dtype`` None keeps the precision of the file.
+
+    Raises:
+        ValueError: neither a directory with a model nor loadable from the hub.
+    """
+    path = resolve(name_or_path)
+    config_file = Path(path) / "config.json"
+    if config_file.is_file() and json.loads(config_file.read_text()).get("model_type") == MODEL_TYPE:
+        return _load_cut(Path(path), dtype, attn_implementation)
+    optional = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype or "auto", trust_remote_code=trust_remote_code, **optional
+        )
+    except OSError as error:
+        raise ValueError(_not_found(path)) from error
+
+
+def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = resolve(name_or_path)
+    folder = Path(path)
+    if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab.*")):
+        raise ValueError(
+            f"model.path={path}: no tokenizer in this directory (tokenizer.json and tokenizer_config.json); "
+            "copy it there or name one: model.tokenizer_path=<directory or hub name>"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.path={path}: its tokenizer does not load ({_first_line(error)}); "
+            "name one: model.tokenizer_path=<directory or hub name>"
+        ) from error
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    extra: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes ``model`` (and its tokenizer) as safetensors; the directory appears complete or not at all.
+
+    ``extra`` writes further files into the directory before it appears.
+
+    Raises:
+        ValueError: ``path`` holds something else than a model.
+    """
+    target = Path(path)
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise ValueError(f"{target} is not empty and holds no model; choose another directory")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; choose another directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        folder.chmod(0o755)
+        _write(model, folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if extra is not None:
+            extra(folder)
+        _swap(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_stock(model: PreTrainedModel) -> bool:
+    """Whether the stock class, built from the model's own configuration, has the same weights and the same constants."""
+    from nas_llm.models.families import FAMILIES, family_of
+
+    if getattr(model.config, "nas_llm", None) is None or model.config.model_type not in FAMILIES:
+        return True
+    config = _stock_config(model)
+    try:
+        stock = _empty(type(model), config)
+    except (
+        ValueError,
+        ZeroDivisionError,
+        TypeError,
+    ):  # what stock constructors raise at sizes that do not fit together
+        return False
+    ours, theirs = model.state_dict(), stock.state_dict()
+    if {name: weight.shape for name, weight in ours.items()} != {name: weight.shape for name, weight in theirs.items()}:
+        return False
+    row = family_of(config)
+    for mine, other in zip(model.get_submodule(row.layers), stock.get_submodule(row.layers), strict=True):
+        constants = [vars(block.get_submodule(row.attention)) for block in (mine, other)]
+        if any(constants[0][name] != constants[1][name] for name in row.constants if name != "config"):
+            return False
+    buffers = dict(stock.named_buffers())
+    return all(
+        name in buffers
+        and buffer.shape == buffers[name].shape
+        and torch.allclose(buffer.float(), buffers[name].float(), rtol=1e-5)
+        for name, buffer in model.named_buffers()
+    )
+
+
+def _write(model: PreTrainedModel, folder: Path) -> None:
+    origin = getattr(model.config, "nas_llm", None)
+    stock = is_stock(model)
+    model.save_pretrained(folder)
+    if origin is None:
+        return
+    file = folder / "config.json"
+    written = json.loads(file.read_text())
+    written.pop("nas_llm", None)
+    if not stock:
+        written = {
+            "model_type": MODEL_TYPE,
+            "architectures": written["architectures"],
+            "dtype": written.get("dtype"),
+            "nas_llm": origin,
+            "transformers_version": written["transformers_version"],
+        }
+    file.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def _stock_config(model: PreTrainedModel) -> Any:
+    """The model's configuration as a stock loader will read it."""
+    keys = model.config.to_dict()
+    keys.pop("nas_llm", None)
+    config = type(model.config).from_dict(keys)
+    config._attn_implementation = model.config._attn_implementation
+    return config
+
+
+def _empty(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """A model whose weights take no memory and whose buffers (rotary frequencies, scales) are real."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return model_class(config)
+
+
+def _load_cut(folder: Path, dtype: str | torch.dtype | None, attn_implementation: str | None) -> PreTrainedModel:
+    from safetensors.torch import load_file
+
+    from nas_llm.architecture import Architecture
+    from nas_llm.models.supernet import Supernet
+
+    origin = json.loads((folder / "config.json").read_text())["nas_llm"]
+    keys = dict(origin["base_config"])
+    config = AutoConfig.for_model(keys.pop("model_type"), **keys)
+    config._attn_implementation = attn_implementation or "sdpa"
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    small = Supernet(_empty(model_class, config)).extract(Architecture.from_dict(origin["architecture"]))
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(file) if file.name.startswith("model") else {}
+    missing, unexpected = small.load_state_dict(weights, strict=False, assign=True)
+    small.tie_weights()
+    left = [name for name, weight in small.named_parameters() if weight.is_meta]
+    if unexpected or left:
+        raise ValueError(f"{folder}: weights missing {left[:3]} or unknown {unexpected[:3]}; the directory is damaged")
+    if dtype not in (None, "auto"):
+        small = small.to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
+    return small.eval()
+
+
+def _swap(folder: Path, target: Path) -> None:
+    """Puts a finished directory in the place of another."""
+    if not target.exists():
+        os.replace(folder, target)
+        return
+    before = folder.with_suffix(".old")
+    os.replace(target, before)
+    os.replace(folder, target)
+    shutil.rmtree(before)
+
+
+def _not_found(path: str) -> str:
+    if Path(path).is_dir():
+        return f"model.path={path}: the directory holds no loadable model (config.json and *.safetensors are needed)"
+    return f"model.path={path}: neither a local directory, nor an embedded model (microworld_llama, microworld_neox), nor loadable from the hub"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

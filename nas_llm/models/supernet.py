@@ -1,0 +1,347 @@
+"""The super-network: a Hugging Face decoder whose sub-networks run, are counted, sorted and extracted by the axes of its weights.
+
+The model stays what it was; :meth:`Supernet.activate` sets, for the time of a ``with`` block, which units of every axis its
+modules see, the constants that follow the sizes (head counts, rotary frequencies, embedding scale), the kept blocks with contiguous
+cache indices, and the configuration of the small model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.models.axes import Fixed, Sizes, reorder, sizes_of
+from nas_llm.models.counting import Costs
+from nas_llm.models.elastic import ElasticModule, Layouts, active_parameters, make_elastic, make_plain
+from nas_llm.models.families import Row, family_of
+from nas_llm.models.order import Order, read_order, write_order
+
+_ABSENT = object()
+Undo = list[Callable[[], None]]
+
+
+class Supernet(nn.Module):
+    """A super-network around a causal language model, which it changes in place (its weights and its function stay).
+
+    Raises:
+        ValueError: the family, or one of the model's parameters, is not in the table of ``models/families.py``.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.family = model.config.model_type
+        self._row = family_of(model.config)
+        self._full = largest_of(model)
+        self.elastic_axes = self._row.elastic_axes(model.config)
+        self._blocks: list[nn.Module] = list(model.get_submodule(self._row.layers))
+        self._shared: list[ElasticModule] = []
+        self._in_layer: list[list[ElasticModule]] = []
+        self._indexed = [[m for m in block.modules() if "layer_idx" in vars(m)] for block in self._blocks]
+        self._make_elastic()
+        self._order = Order.identity(self._full)
+        self._costs = Costs.of(self._shared, self._in_layer, self._full)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Supernet:
+        """Loads any transformers decoder of a known family: a directory, a hub name, or the name of an embedded model.
+
+        ``dtype`` None keeps float32, the precision in which super-networks are trained.
+
+        Raises:
+            ValueError: no such model, or its family is not known.
+        """
+        from nas_llm.models.loading import from_pretrained
+
+        model = from_pretrained(
+            name_or_path,
+            dtype=dtype or torch.float32,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(model)
+
+    # ---------------------------------------------------------------- running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward pass."""
+        return self.model(*args, **kwargs)
+
+    def largest(self) -> Architecture:
+        """The whole network."""
+        return self._full
+
+    @property
+    def layer_order(self) -> tuple[int, ...]:
+        """Blocks from the most to the least important; their own order while no importance of layers is known."""
+        return self._order.layers
+
+    @contextmanager
+    def activate(self, architecture: Architecture) -> Iterator[PreTrainedModel]:
+        """Runs as the small model would, inside the block; nests, and restores on errors.
+
+        Backward passes belong inside the block too: gradient checkpointing runs the forward pass again.
+
+        Raises:
+            ValueError: the architecture does not fit into this network.
+        """
+        self._refuse_misfit(architecture)
+        undo: Undo = []
+        try:
+            self._apply_architecture(architecture, undo)
+            yield self.model
+        finally:
+            for restore in reversed(undo):
+                restore()
+
+    def extract(self, architecture: Architecture) -> PreTrainedModel:
+        """The sub-network as a plain model that shares nothing with the super-network.
+
+        ``config.nas_llm`` says what it was cut from; :func:`nas_llm.save_pretrained` decides with it whether the stock class can load it.
+        """
+        with self.activate(architecture) as model:
+            replaced: dict[int, Any] = {}
+            for module in model.modules():
+                if not isinstance(module, ElasticModule):
+                    continue
+                for name, active in active_parameters(module).items():
+                    full = module._parameters[name]
+                    assert full is not None
+                    if id(full) not in replaced:  # tied weights stay tied
+                        small_weight = active.detach().clone(memory_format=torch.contiguous_format)
+                        replaced[id(full)] = nn.Parameter(small_weight, requires_grad=full.requires_grad)
+            small = copy.deepcopy(model, replaced)
+        for module in small.modules():
+            make_plain(module)
+        small.config.nas_llm = self._origin(architecture)
+        return small
+
+    # ---------------------------------------------------------------- counting (shapes alone)
+
+    def num_parameters(self, architecture: Architecture) -> int:
+        """Exact number of parameters of the extracted model, tied weights counted once."""
+        return self._costs.num_parameters(architecture)
+
+    def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
+        """Multiply-accumulates of one forward pass: every projection, the output head and attention (full square, no mask)."""
+        return self._costs.macs(architecture, batch_size, sequence_length)
+
+    def weight_bytes(self, architecture: Architecture) -> int:
+        """Bytes of the extracted model's weights in the precision they have now."""
+        return self.num_parameters(architecture) * self.model.dtype.itemsize
+
+    def kv_cache_bytes(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
+        """Bytes of a full key/value cache in the model's precision."""
+        units = sum(2 * layer.kv_groups * layer.head_dim for layer in architecture.layers)
+        return units * batch_size * sequence_length * self.model.dtype.itemsize
+
+    # ---------------------------------------------------------------- sorting
+
+    @torch.no_grad()
+    def sort(self, importance: Mapping[str, Tensor]) -> None:
+        """Permutes the units of every scored axis in place, the most important first; the function of the network stays.
+
+        Keys: ``hidden`` (hidden,), ``layers.{i}.kv_groups`` (groups,), ``layers.{i}.heads_per_group`` (groups, heads per group),
+        ``layers.{i}.ffn`` (ffn,), ``layers`` (depth,) for the order in which layers are kept.
+
+        Raises:
+            ValueError: an unknown key, a wrong shape, or scores that are not finite; nothing has been permuted then.
+        """
+        order = Order.by_importance(importance, self._full)
+        self._permute(order)
+        self._order = self._order.then(order)
+
+    def _permute(self, order: Order) -> None:
+        done: set[int] = set()
+        modules = [(module, order.shared()) for module in self._shared]
+        modules += [(module, order.of_layer(i)) for i, layer in enumerate(self._in_layer) for module in layer]
+        for module, orders in modules:
+            for name, parameter in module._parameters.items():
+                if parameter is None or id(parameter) in done:
+                    continue
+                done.add(id(parameter))
+                parameter.copy_(reorder(parameter, module.elastic_layouts[name], module.elastic_full, orders))
+
+    # ---------------------------------------------------------------- saving
+
+    def save(self, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Writes a Hugging Face directory (the sorted full network) with the order of its axes beside it."""
+        from nas_llm.models.loading import save_pretrained
+
+        save_pretrained(
+            self.extract(self._full), path, tokenizer=tokenizer, extra=lambda folder: write_order(self._order, folder)
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, **kwargs: Any) -> Supernet:
+        """Inverse of :meth:`save`; ``kwargs`` go to :meth:`from_pretrained`. A directory without axes order loads unsorted."""
+        supernet = cls.from_pretrained(path, **kwargs)
+        supernet._order = read_order(Path(path), supernet._full)
+        return supernet
+
+    # ---------------------------------------------------------------- inner
+
+    def _make_elastic(self) -> None:
+        prefix = self._row.layers + "."
+        hidden = {"hidden": self._full.hidden}
+        layer_sizes = [sizes_of(self._full.hidden, choice) for choice in self._full.layers]
+        self._in_layer = [[] for _ in self._blocks]
+        for name, module in list(self.model.named_modules()):
+            if not any(parameter is not None for parameter in module._parameters.values()):
+                continue
+            if name.startswith(prefix):
+                index, _, inside = name[len(prefix) :].partition(".")
+                row, full, found = self._row.layer.get(inside), layer_sizes[int(index)], self._in_layer[int(index)]
+            else:
+                row, full, found = self._row.shared.get(name), hidden, self._shared
+            if row is None:
+                raise ValueError(
+                    f"{type(self.model).__name__}: the module {name!r} is not in the table of model family {self.family!r} "
+                    "(nas_llm/models/families.py); this variant of the family is not supported"
+                )
+            make_elastic(module, _layouts(name, module, row, full), full)
+            found.append(module)  # type: ignore[arg-type]
+
+    def _refuse_misfit(self, architecture: Architecture) -> None:
+        full = self._full
+        fits = (
+            architecture.layers
+            and architecture.hidden <= full.hidden
+            and architecture.layers[-1].index < full.num_layers
+        )
+        if not fits or any(_exceeds(layer, full.layers[layer.index]) for layer in architecture.layers):
+            raise ValueError(
+                f"the architecture ({architecture.summary()}) does not fit into the network ({full.summary()})"
+            )
+        head_dims = {layer.head_dim for layer in architecture.layers}
+        if head_dims != {full.layers[0].head_dim}:
+            if "head_dim" not in self.elastic_axes:
+                raise ValueError(
+                    f"head_dim={sorted(head_dims)}: family {self.family!r} cannot slice head_dim ({full.layers[0].head_dim})"
+                )
+            if len(head_dims) > 1 or any(size % 2 for size in head_dims):
+                raise ValueError(
+                    f"head_dim={sorted(head_dims)}: allowed is one even size for all layers (they share the rotary embedding)"
+                )
+
+    def _apply_architecture(self, architecture: Architecture, undo: Undo) -> None:
+        full = self._full
+        small = architecture.hidden != full.hidden
+        shared = {"hidden": architecture.hidden} if small else None
+        for module in self._shared:
+            _set(vars(module), "elastic_active", shared, undo)
+        for key, value in self._row.overrides(self.config, architecture).items():
+            _set_attribute(self.config, key, value, undo)
+        for position, choice in enumerate(architecture.layers):
+            whole = not small and choice == full.layers[choice.index]
+            sizes = None if whole else sizes_of(architecture.hidden, choice)
+            for module in self._in_layer[choice.index]:
+                _set(vars(module), "elastic_active", sizes, undo)
+            attention = vars(self._blocks[choice.index].get_submodule(self._row.attention))
+            for name, constant in self._row.constants.items():
+                _set(attention, name, constant(choice, self.config), undo)
+            for module in self._indexed[choice.index]:
+                _set(vars(module), "layer_idx", position, undo)
+        self._apply_blocks(architecture, undo)
+        self._apply_rotary(architecture.layers[0].head_dim, undo)
+        if self._row.scaled_embedding is not None:
+            embedding = self.model.get_submodule(self._row.scaled_embedding)
+            scale = architecture.hidden**0.5
+            _set(vars(embedding), "scalar_embed_scale", scale, undo)
+            _set(embedding._buffers, "embed_scale", torch.full_like(embedding.embed_scale, scale), undo)
+
+    def _apply_blocks(self, architecture: Architecture, undo: Undo) -> None:
+        parent_name, _, name = self._row.layers.rpartition(".")
+        kept = nn.ModuleList(self._blocks[layer.index] for layer in architecture.layers)
+        kept.training = self.model.training
+        _set(self.model.get_submodule(parent_name)._modules, name, kept, undo)
+
+    def _apply_rotary(self, head_dim: int, undo: Undo) -> None:
+        if self._row.rotary is None or head_dim == self._full.layers[0].head_dim:
+            return
+        rotary = self.model.get_submodule(self._row.rotary)
+        for name, buffer in list(rotary._buffers.items()):
+            if name.endswith("inv_freq") and buffer is not None:
+                _set(rotary._buffers, name, buffer[: head_dim // 2], undo)
+
+    def _origin(self, architecture: Architecture) -> dict[str, Any]:
+        """The stock configuration that the weights first came from, and the sub-network as a choice of its units."""
+        before = getattr(self.config, "nas_llm", None)
+        if before is None:
+            return {"base_config": self.config.to_dict(), "architecture": architecture.to_dict()}
+        blocks = Architecture.from_dict(before["architecture"]).layers
+        layers = tuple(LayerChoice(blocks[layer.index].index, *layer.shape) for layer in architecture.layers)
+        return {
+            "base_config": before["base_config"],
+            "architecture": Architecture(architecture.hidden, layers).to_dict(),
+        }
+
+
+def largest_of(model: PreTrainedModel) -> Architecture:
+    """The whole of a model: of an extracted one what it was cut to, of any other what its configuration says."""
+    origin = getattr(model.config, "nas_llm", None)
+    if origin is None:
+        return family_of(model.config).largest(model.config)
+    cut = Architecture.from_dict(origin["architecture"])
+    return Architecture(cut.hidden, tuple(LayerChoice(i, *layer.shape) for i, layer in enumerate(cut.layers)))
+
+
+def _layouts(name: str, module: nn.Module, row: Row, full: Sizes) -> Layouts:
+    """Layouts of a module's parameters, checked against their shapes."""
+    from transformers.pytorch_utils import Conv1D
+
+    weight = tuple(reversed(row)) if isinstance(module, Conv1D) else row
+    found: Layouts = {}
+    for parameter_name, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        rows: Row = weight if parameter_name == "weight" else row[:1]
+        layout = tuple(
+            Fixed(size) if dimension is None else dimension
+            for dimension, size in zip(rows, parameter.shape, strict=True)
+        )
+        expected = tuple(dimension.size(full) for dimension in layout)
+        if expected != tuple(parameter.shape):
+            raise ValueError(
+                f"{name}.{parameter_name} has the shape {tuple(parameter.shape)}, the table of families expects {expected}; "
+                "this variant of the family is not supported"
+            )
+        found[parameter_name] = layout
+    return found
+
+
+def _exceeds(layer: LayerChoice, full: LayerChoice) -> bool:
+    return any(size > limit for size, limit in zip(layer.shape, full.shape, strict=True))
+
+
+def _set(target: dict[str, Any], key: str, value: Any, undo: Undo) -> None:
+    before = target.get(key, _ABSENT)
+    if before is value:
+        return
+    undo.append(lambda: target.__setitem__(key, before) if before is not _ABSENT else target.__delitem__(key))
+    target[key] = value
+
+
+def _set_attribute(target: Any, key: str, value: Any, undo: Undo) -> None:
+    """Through ``setattr``: a configuration knows some keys under other names."""
+    before = getattr(target, key, _ABSENT)
+    if before == value:
+        return
+    undo.append(lambda: setattr(target, key, before) if before is not _ABSENT else delattr(target, key))
+    setattr(target, key, value)
