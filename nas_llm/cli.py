@@ -1,0 +1,159 @@
+"""`nas-llm STAGE [overrides]`: help that lists the stages and their options, and one line for every user's mistake."""
+
+import ast
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import nas_llm.stages
+from nas_llm import __version__
+from nas_llm.config import config_dir
+from nas_llm.run_directory import DISK_ERRORS, is_main_process
+
+CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
+FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+COMMON = (
+    ("run_dir=DIR", "where everything of this run is written; later stages name the same one"),
+    ("model.path=PATH", "a directory, a hub name, or an embedded model: microworld_llama, microworld_neox"),
+    ("data=text data.path=PATH", "a file, a folder or a hub name; data=instruction for Alpaca-form records"),
+    ("trainer.max_steps=N", "optimizer steps of the super-network's training"),
+    ("data.batch_size=N", "records per step, over all processes"),
+    ("optimizer.lr=X", "learning rate"),
+    ("sampler.k=N", "sub-networks sampled per step between the largest and the smallest"),
+    ("objectives=[params,loss]", "what the search trades off; any of the group's options"),
+    ("search.evaluations=N", "architectures the search may measure"),
+    ("ckpt_path=last", "resume the run in run_dir from its newest checkpoint"),
+)
+
+
+def main() -> None:
+    """The console script."""
+    arguments = sys.argv[1:]
+    if not is_main_process() and CHILD_ARGUMENTS in os.environ:
+        arguments = json.loads(os.environ[CHILD_ARGUMENTS])
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"nas-llm {__version__}")
+        return 0
+    stage, rest = arguments[0], list(arguments[1:])
+    if stage not in stages():
+        return _fail(_unknown_stage(stage))
+    if {"-h", "--help"} & set(rest):
+        print(stage_help(stage))
+        return 0
+    return _launched(stage, rest)
+
+
+def stages() -> dict[str, str]:
+    """The stages and the first line of what each says of itself, read without importing them."""
+    found = {}
+    for path in (path for folder in nas_llm.stages.__path__ for path in Path(folder).glob("[!_]*.py")):
+        document = ast.get_docstring(ast.parse(path.read_text())) or ""
+        found[path.stem] = document.partition("\n")[0]
+    return dict(sorted(found.items()))
+
+
+def overview() -> str:
+    """The text of `nas-llm --help`."""
+    width = max(map(len, stages()), default=0)
+    listed = "\n".join(f"  {name:<{width}}  {line}" for name, line in stages().items())
+    return (
+        "Compress large language models by neural architecture search.\n\n"
+        "usage: nas-llm STAGE [key=value ...]\n\n"
+        f"stages:\n{listed}\n\n"
+        "  nas-llm STAGE --help                          the options of a stage\n"
+        "  nas-llm train experiment=quickstart           the whole job on the embedded model, in minutes\n"
+        "  nas-llm train ... --cfg job                   show the configuration instead of running it\n"
+        "  nas-llm train -m sampler=random,sandwich ...  sweep; hydra/launcher=joblib runs the jobs in parallel\n"
+        "  nas-llm --version\n"
+    )
+
+
+def stage_help(stage: str) -> str:
+    """The text of `nas-llm STAGE --help`: the groups and their options, and the overrides people need most."""
+    folder = config_dir()
+    groups = {
+        group.name: sorted(option.stem for option in group.glob("*.yaml"))
+        for group in sorted(folder.iterdir())
+        if group.is_dir() and group.name != "hydra"
+    }
+    groups = {name: options for name, options in groups.items() if options}
+    width = max(map(len, groups), default=0)
+    listed = "\n".join(f"  {name + '=':<{width + 1}}  {', '.join(options)}" for name, options in groups.items())
+    wide = max(len(override) for override, _ in COMMON)
+    common = "\n".join(f"  {override:<{wide}}  {meaning}" for override, meaning in COMMON)
+    return (
+        f"{stages()[stage]}\n\n"
+        f"usage: nas-llm {stage} [group=option ...] [key=value ...] [--cfg job] [-m] [--config-dir DIR]\n\n"
+        f"overrides people need most:\n{common}\n\n"
+        f"groups and their options (objectives takes a list):\n{listed}\n\n"
+        f"Every key that `nas-llm {stage} --cfg job` shows can be overridden. Own options: --config-dir DIR with\n"
+        "DIR/GROUP/NAME.yaml in it. A later stage on a run_dir starts from the overrides that the run was made with.\n"
+        f"{FULL_TRACEBACK}=1 shows the traceback behind an error's line.\n"
+    )
+
+
+def _launched(stage: str, arguments: list[str]) -> int:
+    from nas_llm.config_errors import CONFIG_ERRORS, one_line
+    from nas_llm.launch import Interrupted, launch
+
+    try:
+        launch(stage, arguments)
+    except CONFIG_ERRORS as error:
+        return _fail(one_line(error, arguments, config_dir()), error)
+    except ValueError as error:
+        return _fail(" ".join(str(error).split()), error)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        return _fail(
+            f"{error.filename or 'a file'} could not be written: {os.strerror(error.errno or errno.EIO)}", error
+        )
+    except Interrupted as stop:
+        print(f"\nnas-llm: interrupted; go on with: {stop}", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("\nnas-llm: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _unknown_stage(stage: str) -> str:
+    known = list(stages())
+    meant = get_close_matches(stage, known, n=1)
+    guess = f" did you mean {meant[0]}?" if meant else ""
+    return f"there is no stage {stage!r}:{guess} The stages are {', '.join(known)}"
+
+
+def _fail(line: str, error: BaseException | None = None) -> int:
+    if error is not None and os.environ.get(FULL_TRACEBACK, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    elif isinstance(error, ValueError) and _is_foreign(error):
+        line = f"{line} ({FULL_TRACEBACK}=1 shows where)"
+    print(f"nas-llm: error: {line}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether the error was raised by another library, so that its message alone may not say enough."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = str(Path(__file__).parent)
+    return bool(frames) and not frames[-1].filename.startswith(package)
+
+
+if __name__ == "__main__":
+    main()

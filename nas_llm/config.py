@@ -1,0 +1,191 @@
+"""The configuration: where it lies, whether it fits the code, and the objects it describes.
+
+`check` binds every `_target_` node to the signature of what it names (unknown, missing and ill-typed settings) and
+refuses settings that cannot take effect, before a model or data are loaded. `build` makes the object of one node.
+"""
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas_llm.config_types import describe, fits
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONFIG_NAME = "config"
+
+# What a stage passes to `build` for each group, so that it is not missing from the configuration.
+RUNTIME: Mapping[str, frozenset[str]] = {
+    "data": frozenset({"tokenizer"}),
+    "search_space": frozenset({"supernet"}),
+    "importance": frozenset({"supernet", "space"}),
+    "sampler": frozenset({"supernet", "space"}),
+    "objectives": frozenset({"supernet", "space", "batches", "tokenizer"}),
+    "search": frozenset({"space", "directions"}),
+    "trainer": frozenset({"logger", "callbacks"}),
+}
+MODEL_LOADER = "nas_llm.models.supernet.Supernet.from_pretrained"  # takes model.path and the rest of the group by name
+ROOT_TYPES = {
+    "seed": int,
+    "name": str,
+    "run_dir": str,
+    "ckpt_path": str | None,
+    "architecture": str | None,
+    "max_params": float | None,
+    "max_latency_ms": float | None,
+}
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
+
+
+def config_dir() -> Path:
+    """The folder of the configuration groups: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package / "conf")
+
+
+def build(node: "DictConfig | None", **runtime: Any) -> Any:
+    """Instantiate a node; of `runtime`, what its target takes. None where the node is empty (an option `none`)."""
+    from hydra.utils import instantiate
+
+    if not node or "_target_" not in node:
+        return None
+    parameters = inspect.signature(locate(node["_target_"], "_target_")).parameters
+    return instantiate(node, **{key: value for key, value in runtime.items() if key in parameters})
+
+
+def checkpoint_path(cfg: "DictConfig") -> Path | None:
+    """The checkpoint to resume from; `last` is the newest of the run.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if cfg.ckpt_path is None:
+        return None
+    checkpoints = Path(cfg.run_dir) / "checkpoints"
+    path = checkpoints / "last.ckpt" if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
+    if not path.is_file():
+        found = sorted(file.name for file in checkpoints.glob("*.ckpt"))
+        held = f"{checkpoints} holds {', '.join(found)}" if found else f"{checkpoints} holds none"
+        raise ValueError(f"ckpt_path={cfg.ckpt_path}: there is no {path}; {held}; leave ckpt_path out to start anew")
+    return path
+
+
+def check(cfg: "DictConfig") -> None:
+    """Bind every `_target_` node to its signature and refuse what cannot take effect.
+
+    Raises:
+        ValueError: the first such setting, with its key, its value and what is allowed.
+    """
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    for key, annotation in ROOT_TYPES.items():
+        _check_type(key, plain[key], annotation)
+    _check_type("model.path", plain["model"]["path"], str)
+    loaded = {key: value for key, value in plain["model"].items() if key != "path"}
+    _check_node("model", {"_target_": MODEL_LOADER, "_partial_": True, **loaded})
+    checkpoint_path(cfg)
+    nodes = list(_nodes(plain, ""))
+    for key, node in sorted(nodes, key=lambda pair: not str(pair[1]["_target_"]).startswith("nas_llm.")):
+        _check_node(key, node)
+    _check_effects(cfg)
+
+
+def locate(target: str, key: str) -> Any:
+    """The class or function behind a dotted path.
+
+    Raises:
+        ValueError: there is none; `key` says where it was asked for.
+    """
+    parts = target.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError as error:
+            if error.name is not None and target.startswith(error.name):
+                continue
+            raise ValueError(f"{key}={target} needs {error.name}, which is not installed: pip install it") from error
+        try:
+            for name in parts[end:]:
+                found = getattr(found, name)
+        except AttributeError as error:
+            raise ValueError(f"{key}={target} names nothing: {error}") from error
+        return found
+    raise ValueError(f"{key}={target} names nothing: there is no module {parts[0]}")
+
+
+def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield key, value
+        for name, child in value.items():
+            yield from _nodes(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _nodes(child, f"{key}.{index}")
+
+
+def _check_node(key: str, node: Mapping[str, Any]) -> None:
+    from nas_llm.config_errors import unknown
+
+    target = locate(node["_target_"], f"{key}._target_")
+    if not callable(target):
+        raise ValueError(
+            f"{key}._target_={node['_target_']} is no class or function, so that nothing can be built of it"
+        )
+    parameters = _parameters(target)
+    runtime = RUNTIME.get(key.partition(".")[0], frozenset())
+    settings = {str(name): value for name, value in node.items() if name not in HYDRA_KEYS}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in (0, 2, 4)}
+    for name, value in settings.items():
+        if name in named:
+            _check_type(f"{key}.{name}", value, named[name].annotation)
+        elif not takes_any:
+            what = f"{key}.{name}={value} is not a setting of {node['_target_']}"
+            raise ValueError(unknown(what, name, set(named) - runtime, prefix=f"{key}."))
+    if node.get("_partial_") or node.get("_args_"):
+        return
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in settings and name not in runtime:
+            raise ValueError(f"{key}.{name} is required by {node['_target_']}: add {key}.{name}=...")
+    if is_dataclass(target) and settings.keys() >= _required(named) and not _nested(settings):
+        target(**settings)  # a strategy that needs nothing else refuses impossible values now
+
+
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target, eval_str=True).parameters
+    except NameError:  # annotations that exist for type checkers only
+        return inspect.signature(target).parameters
+
+
+def _required(named: Mapping[str, inspect.Parameter]) -> set[str]:
+    return {name for name, parameter in named.items() if parameter.default is parameter.empty}
+
+
+def _nested(settings: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, dict | list) for value in settings.values())
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    if annotation is inspect.Parameter.empty or fits(value, annotation):
+        return
+    given = "null" if value is None else value
+    raise ValueError(f"{key}={given} is a {type(value).__name__}, allowed is {describe(annotation)}: set {key}=...")
+
+
+def _check_effects(cfg: "DictConfig") -> None:
+    """Settings that are each right but cannot take effect together."""
+    if cfg.stage != "train":
+        return
+    if str(cfg.sampler.get("_target_", "")).endswith(".StandardSampler") and build(cfg.distillation).uses_teacher:
+        raise ValueError(
+            f"distillation={cfg.distillation['_target_'].rpartition('.')[2]} cannot take effect with sampler=standard, "
+            "which trains the teacher alone: add distillation=none, or choose sampler=sandwich"
+        )

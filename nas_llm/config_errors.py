@@ -1,0 +1,104 @@
+"""What Hydra and OmegaConf raise, as one line: the key, the value, what is allowed, and the override that mends it."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` was most likely meant to be."""
+    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown(what: str, name: str, candidates: Iterable[str], *, prefix: str = "") -> str:
+    """`what` is not known, the nearest name that is, and all of them."""
+    names = sorted(candidates)
+    guess = nearest(name, names)
+    meant = f" did you mean {prefix}{guess}?" if guess else ""
+    return f"{what}:{meant} Known are {', '.join(names)}" if names else f"{what}:{meant or ' there is none'}"
+
+
+def options(folder: Path, group: str) -> list[str]:
+    """The options of a group, found by listing its folder."""
+    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
+
+
+def one_line(error: BaseException, overrides: Sequence[str], folder: Path) -> str:
+    """What to tell the user of `error`.
+
+    Args:
+        error: raised by Hydra or OmegaConf.
+        overrides: what the user asked for.
+        folder: the folder of the configuration groups.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_option(error, folder)
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return f"{_instantiated(error)}{flat(error.__cause__)}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} cannot be read: write key=value, and quote what has spaces or commas: key='\"a, b\"'"
+        )
+    if isinstance(error, MissingMandatoryValue):
+        return f"{_full_key(error)} is required: add {_full_key(error)}=..."
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, InterpolationKeyError | InterpolationResolutionError):
+        return flat(cause)
+    if isinstance(cause, OmegaConfBaseException) and "is not in struct" in str(cause):
+        return _unknown_key(cause, overrides, folder)
+    return flat(error)
+
+
+def flat(error: BaseException) -> str:
+    """The error's message on one line, without OmegaConf's trailer."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return " ".join(kept) or type(error).__name__
+
+
+def _missing_option(error: MissingConfigException, folder: Path) -> str:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    known = [Path(name).stem for name in error.options or options(folder, group)]
+    if not known and not (folder / group).is_dir():
+        return unknown(f"{group}={option} is not known", group, groups(folder))
+    return unknown(f"{group}={option} is not known", option, known, prefix=f"{group}=")
+
+
+def groups(folder: Path) -> list[str]:
+    """The configuration groups, found by listing the folder."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
+
+
+def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder: Path) -> str:
+    parent, _, name = str(cause.full_key or cause.key).rpartition(".")
+    prefix = f"{parent}." if parent else ""
+    known = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
+    if not parent:
+        known = sorted({*known, *groups(folder)} - {"hydra"})
+    given = next((text for text in overrides if text.split("=")[0] == prefix + name), prefix + name)
+    if given == f"{name}=":
+        given = name
+    return unknown(f"{given} is not known", name, known, prefix=prefix)
+
+
+def _full_key(error: OmegaConfBaseException) -> str:
+    return str(error.full_key or error.key)
+
+
+def _instantiated(error: InstantiationException) -> str:
+    lines = str(error).splitlines()
+    key = next((line.partition("full_key:")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    text = flat(error.__cause__) if error.__cause__ else ""
+    return f"{key}: " if key and not text.startswith(key) else ""

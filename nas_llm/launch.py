@@ -1,0 +1,245 @@
+"""Runs one stage: compose, check, hold the run directory, record where the results come from, call the stage.
+
+Single runs, sweeps and Hydra's launchers all go through `hydra.main` and the function `job` below, which launchers may
+pickle. A stage that continues a run composes the run's recorded overrides first and the new ones after them.
+"""
+
+import importlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from nas_llm import overrides as text
+from nas_llm import provenance
+from nas_llm.config import CONFIG_NAME, check, config_dir
+from nas_llm.config_errors import CONFIG_ERRORS, groups
+from nas_llm.run_directory import is_main_process, locked, refuse_outputs, write_text
+
+CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
+TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
+FILES_ONLY = ("report",)  # stages that read a run directory and need nothing heavy
+CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"  # what the other ranks of this job run, whatever their command line says
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VERSION_BASE = "1.3"
+
+
+class Refused(BaseException):
+    """A user's error on its way through Hydra, which would print more than its one line."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a stage; the message is the command that resumes it."""
+
+
+def launch(stage: str, arguments: Sequence[str]) -> None:
+    """Run `nas-llm STAGE arguments`.
+
+    Raises:
+        ValueError, or Hydra's and OmegaConf's errors: the user's mistakes, before anything was written where possible.
+        Interrupted: Ctrl-C, with the command to go on.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse_arguments  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args(list(arguments))
+    flags = [argument for argument in arguments if argument not in args.overrides]
+    given = _with_config_dir(args.overrides, args.config_dir, flags)
+    shows = args.cfg or args.info or args.hydra_help or args.shell_completion
+    overrides = [*_with_recorded(stage, given), f"stage={stage}"]
+    if not shows:
+        overrides += _checked_sweep(stage, overrides) if args.multirun else _checked_run(stage, overrides)
+    _run_hydra([*flags, *overrides])
+
+
+def job(cfg: DictConfig) -> None:
+    """One run of a stage, called by Hydra with the composed configuration; picklable."""
+    hydra_cfg = HydraConfig.get()
+    sweeps = hydra_cfg.mode is RunMode.MULTIRUN
+    if not sweeps:
+        try:
+            _run_stage(cfg)
+        except (ValueError, OSError, *CONFIG_ERRORS) as error:
+            raise Refused(error) from error
+        return
+    if cfg.stage not in CONTINUING:
+        with open_dict(cfg):
+            cfg.run_dir = hydra_cfg.runtime.output_dir
+    check(cfg)
+    print(f"[{hydra_cfg.job.num}] {' '.join(text.to_record(hydra_cfg.overrides.task))} -> {cfg.run_dir}", flush=True)
+    _run_stage(cfg)
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The configuration as a stage would get it, with what interpolates Hydra's own settings in place."""
+    setup_globals()
+    with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        whole = hydra.compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(whole)
+    cfg = whole.copy()
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def _run_stage(cfg: DictConfig) -> None:
+    hydra_cfg = HydraConfig.get()
+    task = [line for line in hydra_cfg.overrides.task if not line.startswith(("stage=", "run_dir="))]
+    search_path = [f"hydra.searchpath=[{','.join(hydra_cfg.searchpath)}]"] if hydra_cfg.searchpath else []
+    arguments = [cfg.stage, *task, text.assign("run_dir", Path(cfg.run_dir).absolute()), *search_path]
+    with (
+        _environment(arguments),
+        locked(cfg.run_dir),
+        provenance.recorded(cfg.run_dir, stage=cfg.stage, argv=["nas-llm", *arguments], seed=cfg.seed),
+    ):
+        if is_main_process():
+            _write_configuration(cfg)
+        if cfg.stage not in FILES_ONLY:
+            from lightning import seed_everything
+
+            seed_everything(cfg.seed, workers=True, verbose=False)
+        main = importlib.import_module(f"nas_llm.stages.{cfg.stage}").main
+        try:
+            main(cfg)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+                raise Interrupted(_resume_command(cfg, task)) from stop
+            raise
+
+
+def _with_config_dir(overrides: Sequence[str], folder: str | None, flags: list[str]) -> list[str]:
+    """Hydra's --config-dir as an override, so that `compose` and the other ranks see it too."""
+    if folder is None:
+        return list(overrides)
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise ValueError(f"--config-dir {folder} is no folder: name one that holds groups, as FOLDER/sampler/mine.yaml")
+    flags[:] = [flag for flag in flags if flag not in ("--config-dir", "-cd", folder) and folder not in flag.split("=")]
+    return [*overrides, f"hydra.searchpath=['file://{path}']"]
+
+
+def _with_recorded(stage: str, overrides: list[str]) -> list[str]:
+    """New overrides after those that the run was started with, where the stage continues a run."""
+    resumed = text.value_of(overrides, "ckpt_path") if stage in TRAINING else None
+    if stage not in CONTINUING and resumed is None:
+        return overrides
+    run_dir = text.value_of(overrides, "run_dir")
+    if run_dir is None:
+        needed = f"{stage} ckpt_path={resumed}" if resumed else stage
+        raise ValueError(f"nas-llm {needed} goes on with a run: name it with run_dir=DIR{_latest_run()}")
+    if resumed not in (None, "last") and not (Path(run_dir) / text.RECORD).exists():
+        return overrides
+    return text.merge(text.recorded(run_dir), overrides, groups(config_dir()))
+
+
+def _checked_run(stage: str, overrides: list[str]) -> list[str]:
+    """Refuse what is wrong before anything is written; returns overrides that pin what was chosen."""
+    given = text.value_of(overrides, "run_dir")
+    if given is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "run_dir is required when another program starts the processes: add run_dir=DIR, the same for all"
+        )
+    cfg = compose(overrides)
+    check_stage(cfg)
+    if stage in TRAINING and cfg.ckpt_path is None and is_main_process():
+        refuse_outputs(cfg.run_dir)
+    return [] if given is not None else [text.assign("run_dir", cfg.run_dir)]
+
+
+def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
+    given = [override for override in text.parse(overrides) if override.key_or_group == "run_dir"]
+    if any(override.is_sweep_override() for override in given):
+        raise ValueError("run_dir cannot be swept: call the stage once per run directory, or sweep other keys")
+    configurations = [compose(job_overrides) for job_overrides in text.variants(overrides)]
+    for cfg in configurations:
+        check_stage(cfg)
+    run_dir = configurations[0].run_dir
+    place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
+    excluded = ",".join(dict.fromkeys([*text.not_swept(overrides), "run_dir"]))
+    return [
+        *([] if given else [text.assign("run_dir", run_dir)]),
+        text.assign("hydra.sweep.dir", place),
+        f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
+    ]
+
+
+def check_stage(cfg: DictConfig) -> None:
+    """Check what the stage is going to use."""
+    if cfg.stage not in FILES_ONLY:
+        check(cfg)
+
+
+def _run_hydra(arguments: list[str]) -> None:
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
+    try:
+        hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=CONFIG_NAME)(job)()
+    except Refused as refused:
+        raise refused.error from refused.error.__cause__
+    finally:
+        sys.argv = before[0]
+        if before[1] is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@contextmanager
+def _environment(arguments: list[str]) -> Iterator[None]:
+    """Tell the processes that Lightning starts for other ranks what to run; leave no trace of this job's ranks."""
+    before = {name: os.environ.get(name) for name in (CHILD_ARGUMENTS, *RANK_VARIABLES)}
+    os.environ[CHILD_ARGUMENTS] = json.dumps(arguments)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        if "torch.distributed" in sys.modules:
+            distributed = sys.modules["torch.distributed"]
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.destroy_process_group()
+
+
+def _write_configuration(cfg: DictConfig) -> None:
+    """`.hydra/` of the run for the stage that starts or resumes it; later stages write theirs below it."""
+    hydra_cfg = HydraConfig.get()
+    folder = Path(cfg.run_dir) / ".hydra"
+    if cfg.stage in CONTINUING:
+        sweeps = hydra_cfg.mode is RunMode.MULTIRUN
+        folder = Path(hydra_cfg.runtime.output_dir) if sweeps else folder / cfg.stage
+    recorded = OmegaConf.create(text.to_record(hydra_cfg.overrides.task))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})))
+    write_text(folder / "overrides.yaml", OmegaConf.to_yaml(recorded))
+
+
+def _resume_command(cfg: DictConfig, task: Sequence[str]) -> str:
+    kept = [line for line in task if not line.startswith("ckpt_path=")]
+    command = ["nas-llm", cfg.stage, f"run_dir={cfg.run_dir}"]
+    if cfg.stage in TRAINING and Path(cfg.run_dir, "checkpoints", "last.ckpt").exists():
+        return shlex.join([*command, "ckpt_path=last"])
+    return shlex.join([*command, *kept])
+
+
+def _latest_run() -> str:
+    runs = sorted(Path("runs").glob(f"*/{text.RECORD}"), key=lambda record: record.stat().st_mtime)
+    return f"; the latest is {runs[-1].parent.parent}" if runs else ""
+
+
+def _refuse_arguments(message: str) -> None:
+    raise ValueError(f"{message}: write key=value, or see nas-llm --help")

@@ -1,0 +1,100 @@
+"""Overrides as text: those a run was started with, merged with new ones, and the sweeps among them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+RECORD = Path(".hydra", "overrides.yaml")
+NOT_RECORDED = ("stage", "run_dir", "ckpt_path")  # of one call, not of the run
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides in Hydra's grammar; raises its OverrideParseException."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def value_of(overrides: Sequence[str], key: str) -> str | None:
+    """The last plain value given for `key`; None where there is none."""
+    values = [override.value() for override in parse(overrides) if override.key_or_group == key]
+    return None if not values or values[-1] is None else str(values[-1])
+
+
+def assign(key: str, value: object) -> str:
+    """An override that sets `key` to this very text, whatever characters it has."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{text}'"
+
+
+def recorded(run_dir: str | Path) -> list[str]:
+    """The overrides that the run in `run_dir` was started with; relative paths among them as absolute ones.
+
+    Raises:
+        ValueError: the directory holds no recorded run.
+    """
+    record = Path(run_dir) / RECORD
+    if not record.is_file():
+        raise ValueError(
+            f"run_dir={run_dir} holds no run ({RECORD} is missing): start one with nas-llm train run_dir={run_dir}"
+        )
+    start = Path(OmegaConf.load(record.with_name("hydra.yaml")).hydra.runtime.cwd)
+    lines = [str(line) for line in OmegaConf.load(record)]
+    return [_anchored(override, start) for override in parse(lines)]
+
+
+def to_record(overrides: Iterable[str]) -> list[str]:
+    """What of a call's overrides belongs to the run."""
+    kept = [text for text in overrides if not text.startswith("hydra")]
+    return [override.input_line or "" for override in parse(kept) if override.key_or_group not in NOT_RECORDED]
+
+
+def merge(old: Sequence[str], new: Sequence[str], groups: Iterable[str]) -> list[str]:
+    """`old`, then `new`: of one key the new value counts, and a new option of a group drops the old one's settings."""
+    known, before, after = set(groups), parse(old), parse(new)
+    replaced = {override.key_or_group for override in after}
+    choices = {override.key_or_group: override.value() for override in before if override.key_or_group in known}
+    changed = tuple(
+        f"{override.key_or_group}."
+        for override in after
+        if override.key_or_group in known and choices.get(override.key_or_group, ...) != override.value()
+    )
+    kept = [
+        override
+        for override in before
+        if override.key_or_group not in replaced and not (changed and override.key_or_group.startswith(changed))
+    ]
+    return [str(override.input_line) for override in (*kept, *after)]
+
+
+def variants(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Single jobs that together hold every value of every sweep once, the first being the first job of the sweep."""
+    fixed, sweeps = [], []
+    for override in parse(overrides):
+        if not override.is_sweep_override():
+            fixed.append(str(override.input_line))
+        elif override.is_discrete_sweep():
+            key = override.get_key_element()
+            sweeps.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    first = [values[0] for values in sweeps]
+    yield fixed + first
+    for index, values in enumerate(sweeps):
+        for value in values[1:]:
+            yield fixed + first[:index] + [value] + first[index + 1 :]
+
+
+def not_swept(overrides: Sequence[str]) -> list[str]:
+    """Keys that do not tell the jobs of a sweep apart in a directory's name: not swept, or swept over paths."""
+    return [
+        override.key_or_group
+        for override in parse(overrides)
+        if not override.is_sweep_override() or "/" in str(override.input_line)
+    ]
+
+
+def _anchored(override: Override, start: Path) -> str:
+    value = override.value() if override.key_or_group.endswith("path") else None
+    if not isinstance(value, str) or Path(value).is_absolute() or not (start / value).exists():
+        return str(override.input_line)
+    return assign(override.get_key_element(), start / value)

@@ -1,0 +1,128 @@
+"""Where results come from: versions, git state, seed, command, hardware, times and exit status of every stage."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nas_llm.run_directory import is_main_process, read_json, write_json
+
+PROVENANCE_FILE = "provenance.json"
+PACKAGES = (
+    "nas-llm",
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "hydra-core",
+    "omegaconf",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pymoo",
+    "lm-eval",
+    "wandb",
+)
+
+
+@contextmanager
+def recorded(run_dir: str | Path, *, stage: str, argv: Sequence[str], seed: int) -> Iterator[None]:
+    """Append an entry to `provenance.json` when the block starts and complete it when it ends, however it ends.
+
+    Ranks other than the main one record nothing.
+    """
+    if not is_main_process():
+        yield
+        return
+    path = Path(run_dir) / PROVENANCE_FILE
+    before = read_json(path)["stages"] if path.exists() else []
+    entry: dict[str, Any] = {"stage": stage, "argv": list(argv), "seed": seed, "status": "running", **_surroundings()}
+    write_json(path, {"stages": [*before, entry]})
+    start = time.perf_counter()
+    try:
+        yield
+        entry["status"] = "finished"
+    except BaseException as error:
+        entry["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        entry["error"] = f"{type(error).__name__}: {error}".strip()
+        raise
+    finally:
+        entry["seconds"] = round(time.perf_counter() - start, 3)
+        entry["finished"] = _now()
+        write_json(path, {"stages": [*before, entry]})
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the installed packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: str | Path) -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the repository that holds `folder`; None outside of one."""
+    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    if commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(_output(["git", "-C", str(folder), "status", "--porcelain"]))}
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory in GiB and graphics cards, read without loading torch."""
+    gpus = _output(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus.splitlines() if gpus else [],
+    }
+
+
+def _surroundings() -> dict[str, Any]:
+    folder = Path.cwd()
+    return {
+        "started": _now(),
+        "cwd": str(folder),
+        "versions": versions(),
+        "git": git_state(folder),
+        "hardware": hardware(),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _output(command: Sequence[str]) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
