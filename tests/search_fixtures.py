@@ -37,7 +37,7 @@ def count(architecture: Architecture) -> int:
 
 
 def measure(architecture: Architecture) -> dict[str, float]:
-    """Two objectives in conflict; the front is not the diagonal of the space, for the loss rewards depth more than width."""
+    """Two objectives in conflict; the loss rewards depth more than width, so the front is no diagonal of the space."""
     width = sum(layer.ffn + 4 * layer.heads for layer in architecture.layers)
     loss = 3.0 / len(architecture.layers) + 40.0 / architecture.hidden + 100.0 / width
     return {"params": float(count(architecture)), "loss": loss}

@@ -1,4 +1,4 @@
-"""The search divided over two processes (gloo): each architecture measured once, by one of them, with the same result."""
+"""The search divided over two processes (gloo): each architecture is measured once, by one of them."""
 
 import json
 import subprocess

@@ -169,7 +169,7 @@ def _finite(
 ) -> tuple[list[Evaluation], np.ndarray]:
     values = minimised(evaluations, directions)
     finite = np.isfinite(values).all(axis=1)
-    return [evaluations[i] for i in np.flatnonzero(finite)], values[finite]
+    return [evaluation for evaluation, keep in zip(evaluations, finite, strict=True) if keep], values[finite]
 
 
 def _sign(name: str, direction: str) -> float:

@@ -1,0 +1,23 @@
+"""What a search compares: each objective is one number of one sub-network, to be minimised or maximised."""
+
+from nas_llm.objectives.latency import Latency, Timings
+from nas_llm.objectives.loss import Loss, mean_token_loss
+from nas_llm.objectives.macs import Macs
+from nas_llm.objectives.params import Params
+from nas_llm.objectives.perplexity import Perplexity
+from nas_llm.objectives.protocol import Batch, Derived, Objective, directions, measure
+
+__all__ = [
+    "Batch",
+    "Derived",
+    "Latency",
+    "Loss",
+    "Macs",
+    "Objective",
+    "Params",
+    "Perplexity",
+    "Timings",
+    "directions",
+    "mean_token_loss",
+    "measure",
+]

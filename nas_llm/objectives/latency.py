@@ -1,0 +1,146 @@
+"""Latency of the extracted sub-network in milliseconds: the median of repeated runs after warm-up, with their spread.
+
+Prefill is one forward pass over (batch_size, sequence_length) tokens; decode is one forward pass over (batch_size, 1)
+tokens after a key/value cache of sequence_length. Measured on the copy that would be shipped, never inside the super-
+network. CUDA events on a GPU, a monotonic clock on a CPU, with as many threads as the process has.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nas_llm.architecture import Architecture
+from nas_llm.models.supernet import Supernet
+from nas_llm.objectives.protocol import Direction
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of each repeat, in the order of the runs."""
+
+    milliseconds: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        return float(np.median(self.milliseconds))
+
+    @property
+    def spread_ms(self) -> float:
+        """Interquartile range."""
+        low, high = np.percentile(self.milliseconds, [25, 75])
+        return float(high - low)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median latency of the extracted sub-network.
+
+    Args:
+        batch_size: sequences.
+        sequence_length: tokens of the prompt.
+        warmup: runs that are not timed.
+        repeats: runs that are.
+        mode: "prefill" or "decode".
+        device: as torch names it; None measures where the super-network lies.
+        threads: of a CPU; None leaves the process's.
+
+    Raises:
+        ValueError: a field out of range, a device that is not there, or a sequence longer than the model's positions.
+    """
+
+    name: ClassVar[str] = "latency"
+    unit: ClassVar[str] = "ms"
+    direction: ClassVar[Direction] = "min"
+
+    batch_size: int = 1
+    sequence_length: int = 128
+    warmup: int = 3
+    repeats: int = 10
+    mode: Literal["prefill", "decode"] = "prefill"
+    device: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "sequence_length": 1, "warmup": 0, "repeats": 1}
+        for key, low in least.items():
+            if getattr(self, key) < low:
+                raise ValueError(f"objectives.latency.{key}={getattr(self, key)}: it must be at least {low}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"objectives.latency.threads={self.threads}: it must be at least 1, or null")
+        if self.mode not in ("prefill", "decode"):
+            raise ValueError(f"objectives.latency.mode={self.mode}: it must be prefill or decode")
+        if self.device is not None and torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"objectives.latency.device={self.device}: there is no CUDA device here; set it to cpu or null"
+            )
+
+    def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
+        return self.time(supernet.extract(architecture)).median_ms
+
+    @torch.inference_mode()
+    def time(self, model: PreTrainedModel) -> Timings:
+        """Time a plain model, which is moved to the device and put into evaluation mode."""
+        device = torch.device(self.device) if self.device is not None else model.device
+        self._refuse_too_long(model)
+        model = model.to(device).eval()  # type: ignore[arg-type]
+        shape = (self.batch_size, self.sequence_length)
+        tokens = torch.arange(shape[0] * shape[1], device=device).reshape(shape) % model.config.vocab_size
+        prepare, run = self._decode(model, tokens) if self.mode == "decode" else self._prefill(model, tokens)
+        with _threads(self.threads):
+            for _ in range(self.warmup):
+                run(prepare())
+            return Timings(tuple(_time(run, prepare(), device) for _ in range(self.repeats)))
+
+    def _refuse_too_long(self, model: PreTrainedModel) -> None:
+        positions, extra = model.config.max_position_embeddings, int(self.mode == "decode")
+        needed = self.sequence_length + extra
+        if needed > positions:
+            raise ValueError(
+                f"objectives.latency.sequence_length={self.sequence_length} ({self.mode}) needs {needed} positions, "
+                f"the model has {positions}: set objectives.latency.sequence_length={positions - extra} or less"
+            )
+
+    @staticmethod
+    def _prefill(model: PreTrainedModel, tokens: Tensor) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+        return (lambda: None), lambda _: model(input_ids=tokens, use_cache=False)
+
+    @staticmethod
+    def _decode(model: PreTrainedModel, tokens: Tensor) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+        cache = model(input_ids=tokens, use_cache=True).past_key_values
+        return (lambda: copy.deepcopy(cache)), lambda own: model(
+            input_ids=tokens[:, -1:], past_key_values=own, use_cache=True
+        )
+
+
+def _time(run: Callable[[Any], Any], argument: Any, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(argument)
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end)
+    begin = time.perf_counter()
+    run(argument)
+    return 1000 * (time.perf_counter() - begin)
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    if threads is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
