@@ -3,13 +3,15 @@
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
-from transformers import PreTrainedTokenizerBase
 
 from nas_llm.data.loader import Collate, EvalLoader, TrainLoader
 from nas_llm.data.records import TokenRecords
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class SplitDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seed: int = 0, num_workers: int = 0
+        self, tokenizer: "PreTrainedTokenizerBase", *, batch_size: int, seed: int = 0, num_workers: int = 0
     ) -> None:
         super().__init__()
         _at_least("data.batch_size", batch_size, 1)
@@ -75,7 +77,7 @@ class SplitDataModule(LightningDataModule):
             _refuse_settings_that_break_the_order(self.trainer)
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             # Lightning hands a loader its state back only when it resumes inside an epoch.
-            start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            start = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         return TrainLoader(
             self._filled("train"),
             self._collate(),

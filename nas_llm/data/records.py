@@ -23,7 +23,9 @@ class TokenRecords:
     masked: np.ndarray
 
     @classmethod
-    def from_lists(cls, input_ids: Iterable[Sequence[int]], masked: Sequence[int] | None = None) -> "TokenRecords":
+    def from_lists(
+        cls, input_ids: Iterable[Sequence[int] | np.ndarray], masked: Sequence[int] | None = None
+    ) -> "TokenRecords":
         """Records from token lists; the labels of the first `masked[i]` tokens of record i become -100."""
         arrays = [np.asarray(ids, dtype=np.int32) for ids in input_ids]
         offsets = np.zeros(len(arrays) + 1, dtype=np.int64)
