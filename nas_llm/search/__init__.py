@@ -1,10 +1,11 @@
 """Searching a space for its Pareto front: ask / tell searchers, the archive they resume from, and the front itself."""
 
 from nas_llm.search.archive import REFERENCE, TRUNCATION, Archive, Evaluation, read_archive
+from nas_llm.search.directory import SearchOutcome, first_layers, search_run_directory
 from nas_llm.search.nsga2 import NSGA2
 from nas_llm.search.pareto import Front, hypervolume, pareto_front
 from nas_llm.search.protocol import Direction, Search
-from nas_llm.search.run import Ranks, SearchResult, open_archive, run_search
+from nas_llm.search.run import Ranks, SearchResult, measure_all, open_archive, run_search
 
 __all__ = [
     "NSGA2",
@@ -16,10 +17,14 @@ __all__ = [
     "Front",
     "Ranks",
     "Search",
+    "SearchOutcome",
     "SearchResult",
+    "first_layers",
     "hypervolume",
+    "measure_all",
     "open_archive",
     "pareto_front",
     "read_archive",
     "run_search",
+    "search_run_directory",
 ]

@@ -14,6 +14,7 @@ from nas_llm.search.archive import Evaluation
 from nas_llm.search.protocol import Direction
 
 LIMITS = {"max_params": "params", "max_latency_ms": "latency", "max_macs": "macs"}  # argument of `pick` -> objective
+COSTS = tuple(LIMITS.values())  # what a network costs; other objectives say how well it does
 
 
 def minimised(evaluations: Sequence[Evaluation], directions: Mapping[str, Direction]) -> np.ndarray:
@@ -151,7 +152,7 @@ class Front:
     def _deciding(self, minimise: str | None) -> str:
         measured = list(self.evaluations[0].objectives)
         if minimise is None:
-            return next((name for name in self.directions if name not in LIMITS.values()), next(iter(self.directions)))
+            return next((name for name in self.directions if name not in COSTS), next(iter(self.directions)))
         if minimise not in measured:
             raise ValueError(f"minimise={minimise} was not measured; allowed are {', '.join(measured)}")
         return minimise

@@ -8,7 +8,7 @@ the same.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,39 +105,52 @@ def run_search(
 
     ranks = ranks or Ranks.current()
     result = SearchResult()
+    names = tuple(search.directions)
     bar = tqdm(total=search.evaluations, desc="search", unit="arch", disable=not progress or ranks.rank > 0)
     with bar:
         while not search.done:
             with _timed(result, "search_seconds"):
                 asked = search.ask(ASK)
             told = []
-            for evaluation, known in _answers(asked, evaluate, search, archive, step, ranks, result):
+            for evaluation, known in _answers(asked, evaluate, archive, names, search.name, step, ranks, result):
                 told.append(evaluation)
                 result.from_archive += known
                 bar.update()
             with _timed(result, "search_seconds"):
                 search.tell(told)
             result.evaluations += told
-    if len(result.evaluations) < search.evaluations:
-        spent = len(result.evaluations)
-        logger.warning(
-            "the search space is exhausted: all its %d architectures are measured, of %d asked for",
-            spent,
-            search.evaluations,
-        )
-    logger.info(
-        "search: %d architectures, %d of them from the archive; %.1f s measuring, %.2f s searching (%.2f %%)",
-        *(len(result.evaluations), result.from_archive, result.evaluation_seconds, result.search_seconds),
-        100 * result.search_overhead,
-    )
+    _log(result, search.evaluations)
     return result
+
+
+def measure_all(
+    architectures: Sequence[Architecture],
+    evaluate: Evaluate,
+    archive: Archive,
+    *,
+    names: Iterable[str],
+    source: str,
+    step: int = 0,
+    progress: bool = True,
+    ranks: Ranks | None = None,
+) -> list[Evaluation]:
+    """Evaluations of these architectures, in their order: the archive's where it has `names`, else measured and
+    recorded.
+    """
+    from tqdm.auto import tqdm
+
+    ranks = ranks or Ranks.current()
+    answers = _answers(architectures, evaluate, archive, tuple(names), source, step, ranks, SearchResult())
+    quiet = not progress or ranks.rank > 0
+    return [found for found, _ in tqdm(answers, desc=source, total=len(architectures), unit="arch", disable=quiet)]
 
 
 def _answers(
     asked: Sequence[Architecture],
     evaluate: Evaluate,
-    search: Search,
     archive: Archive,
+    names: tuple[str, ...],
+    source: str,
     step: int,
     ranks: Ranks,
     result: SearchResult,
@@ -145,7 +158,10 @@ def _answers(
     """Evaluations in the order asked for, each with whether the archive knew it; unknown ones are measured W at a
     time.
     """
-    known = {architecture.id: _recorded(archive, architecture, search, step) for architecture in asked}
+    known = {}
+    for architecture in asked:
+        found = archive.find(architecture, step=step, source=source)
+        known[architecture.id] = found if found is not None and found.objectives.keys() >= set(names) else None
     unknown = [architecture for architecture in asked if known[architecture.id] is None]
     position = 0
     for architecture in asked:
@@ -157,17 +173,11 @@ def _answers(
             with _timed(result, "evaluation_seconds"):
                 measured = _measure_round(unknown[position : position + ranks.world_size], evaluate, ranks)
             for candidate, values in measured.items():
-                archive.append(_checked(Evaluation(candidate, values, search.name, step), search))
+                archive.append(_checked(Evaluation(candidate, values, source, step), names))
         position += 1
-        found = archive.find(architecture, step=step)
+        found = archive.find(architecture, step=step, source=source)
         assert found is not None
         yield found, False
-
-
-def _recorded(archive: Archive, architecture: Architecture, search: Search, step: int) -> Evaluation | None:
-    """The archive's answer, if it has all of the search's objectives."""
-    evaluation = archive.find(architecture, step=step)
-    return evaluation if evaluation is not None and search.directions.keys() <= evaluation.objectives.keys() else None
 
 
 def _measure_round(
@@ -179,14 +189,26 @@ def _measure_round(
     return dict(zip(architectures, gathered, strict=False))
 
 
-def _checked(evaluation: Evaluation, search: Search) -> Evaluation:
-    missing = [name for name in search.directions if name not in evaluation.objectives]
+def _checked(evaluation: Evaluation, names: tuple[str, ...]) -> Evaluation:
+    missing = [name for name in names if name not in evaluation.objectives]
     if missing:
         raise ValueError(f"objectives={missing} were not measured for architecture {evaluation.id}")
     if not evaluation.is_finite:
         shown = ", ".join(f"{name}={value:g}" for name, value in evaluation.objectives.items())
         logger.warning("architecture %s (%s) ranks last: %s", evaluation.id, evaluation.architecture.summary(), shown)
     return evaluation
+
+
+def _log(result: SearchResult, budget: int) -> None:
+    spent = len(result.evaluations)
+    if spent < budget:
+        logger.warning(
+            "the search space is exhausted: all its %d architectures are measured, of %d allowed", spent, budget
+        )
+    logger.info(
+        "search: %d architectures, %d of them from the archive; %.1f s measuring, %.2f s searching (%.2f %%)",
+        *(spent, result.from_archive, result.evaluation_seconds, result.search_seconds, 100 * result.search_overhead),
+    )
 
 
 @contextmanager
