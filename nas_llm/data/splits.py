@@ -22,7 +22,7 @@ def check_size(split: str, size: float) -> None:
     fraction = isinstance(size, float) and 0 <= size < 1
     count = isinstance(size, int) and not isinstance(size, bool) and size >= 0
     if not fraction and not count:
-        raise ValueError(f"{key}={size!r} must be a count (an integer >= 0) or a fraction (0 <= x < 1); set {key}=0.05")
+        raise ValueError(f"{key}={size!r} must be a count (an integer >= 0) or a fraction (0.0 to 1.0); set {key}=0.05")
 
 
 def split_records(
