@@ -1,0 +1,20 @@
+"""The microworld: a closed little world in English, generated from a seed, on which the embedded models are pre-trained."""
+
+from nas_llm.data.microworld.module import MicroworldData
+from nas_llm.data.microworld.records import Item, Record, draw, instruction, multiple_choice_sets, narrative
+from nas_llm.data.microworld.tokenizer import train_tokenizer
+from nas_llm.data.microworld.world import FAMILIES, Question, Story
+
+__all__ = [
+    "FAMILIES",
+    "Item",
+    "MicroworldData",
+    "Question",
+    "Record",
+    "Story",
+    "draw",
+    "instruction",
+    "multiple_choice_sets",
+    "narrative",
+    "train_tokenizer",
+]

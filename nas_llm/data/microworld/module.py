@@ -1,0 +1,78 @@
+"""The microworld as a data module: generated from a seed, tokenised and packed in memory, four disjoint splits.
+
+Train and calibration use the training lexicon; validation and test use names and things that those never hold.
+"""
+
+from itertools import islice
+from random import Random
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from nas_llm.data.files import check_sequence_length
+from nas_llm.data.microworld.blocks import Tokens, alpaca_record, pack_whole, tokenise, write
+from nas_llm.data.microworld.lexicon import lexicon
+from nas_llm.data.microworld.records import draw, instruction
+from nas_llm.data.module import SplitDataModule
+from nas_llm.data.records import TokenRecords
+
+HELD_OUT_SPLITS = ("validation", "test")
+
+
+class MicroworldData(SplitDataModule):
+    """Generated text; no files and no network.
+
+    format: "narrative" (stories with questions or conclusions), "mixed" (those and Alpaca-form pairs), both as blocks of whole
+    records, at most sequence_length tokens; "instruction": Alpaca-form pairs alone, one per record, no loss on the prompt.
+    *_size: blocks (pairs) of a split; model_max_length: the positions the model has.
+
+    Raises ValueError, naming the setting, for an impossible one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        format: Literal["narrative", "instruction", "mixed"] = "mixed",
+        sequence_length: int = 128,
+        batch_size: int = 16,
+        seed: int = 0,
+        train_size: int = 2000,
+        calibration_size: int = 64,
+        validation_size: int = 128,
+        test_size: int = 128,
+        num_workers: int = 0,
+        model_max_length: int | None = None,
+    ) -> None:
+        super().__init__(tokenizer, batch_size=batch_size, seed=seed, num_workers=num_workers)
+        check_sequence_length(sequence_length, model_max_length)
+        self.format, self.sequence_length = format, sequence_length
+        self.sizes = {
+            "train": train_size,
+            "calibration": calibration_size,
+            "validation": validation_size,
+            "test": test_size,
+        }
+        for split, size in self.sizes.items():
+            if size < 0:
+                raise ValueError(f"data.{split}_size={size} must be at least 0; set data.{split}_size=100")
+
+    def build(self) -> dict[str, TokenRecords]:
+        make = self._pairs if self.format == "instruction" else self._blocks
+        return {split: make(split, size) for split, size in self.sizes.items()}
+
+    def _blocks(self, split: str, size: int) -> TokenRecords:
+        rng, words = Random(f"{split} {self.seed}"), lexicon(split in HELD_OUT_SPLITS)
+        blocks = pack_whole(lambda: tokenise(self.tokenizer, write(rng, words, self.format)), self.sequence_length)
+        return TokenRecords.from_lists(block.input_ids for block in islice(blocks, size))
+
+    def _pairs(self, split: str, size: int) -> TokenRecords:
+        rng, words = Random(f"{split} {self.seed}"), lexicon(split in HELD_OUT_SPLITS)
+        kept: list[Tokens] = []
+        while len(kept) < size:
+            pair = tokenise(self.tokenizer, alpaca_record(instruction(rng, draw(rng, words))))
+            kept += [pair] if len(pair.input_ids) <= self.sequence_length else []
+        return TokenRecords.from_lists(
+            (pair.input_ids for pair in kept), [int(np.argmax(pair.is_answer)) for pair in kept]
+        )

@@ -1,0 +1,86 @@
+"""Stories told as training records (plain text, questions and answers, Alpaca form) and as multiple-choice items."""
+
+from dataclasses import dataclass
+from random import Random
+
+from nas_llm.data.microworld.lexicon import OPENERS, Lexicon, lexicon
+from nas_llm.data.microworld.world import FAMILIES, Question, Story
+
+LARGEST_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Item:
+    """One multiple-choice question: ``options[answer]`` continues ``context`` (each option starts with its space)."""
+
+    context: str
+    options: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A training text and the character spans ``[start, end)`` of the answers in it."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+
+
+def tell(rng: Random, story: Story) -> str:
+    """The story as one paragraph; an opener keeps names off its start, where they would be other tokens."""
+    first, *rest = story.sentences
+    first = first if first.split()[0] != "The" else first[0].lower() + first[1:]
+    return " ".join((f"{rng.choice(OPENERS)} {first}", *rest))
+
+
+def prompt(told: str, question: Question) -> str:
+    """The question-and-answer form of one question, up to its answer."""
+    return f"{told}\nQuestion: {question.text}\nAnswer:"
+
+
+def draw(rng: Random, words: Lexicon, size: int = LARGEST_SIZE, family: str | None = None) -> Story:
+    """A random story of a family (or of any); ``size`` bounds how many entities it has."""
+    return FAMILIES[family or rng.choice(tuple(FAMILIES))](rng, words, size)
+
+
+def narrative(rng: Random, story: Story, form: str, limit: int = 4) -> Record:
+    """The story followed by up to ``limit`` questions with answers (``form`` "questions") or concluding sentences ("prose")."""
+    text, spans = tell(rng, story), []
+    for question in rng.sample(story.questions, min(limit, len(story.questions))):
+        text += f"\nQuestion: {question.text}\nAnswer:" if form == "questions" else f" So {question.lead}"
+        spans.append((len(text), len(text) + 1 + len(question.answer)))
+        text += f" {question.answer}."
+    return Record(text, tuple(spans))
+
+
+def retelling(rng: Random, story: Story, limit: int = 4) -> Record:
+    """The story, and up to ``limit`` of its sentences once more, in another order: all but their first words can be known."""
+    text, spans = f"{tell(rng, story)} Once more:", []
+    for sentence in rng.sample(story.sentences, min(limit, len(story.sentences))):
+        opening = sentence.split()[0]
+        spans.append((len(text) + 1 + len(opening), len(text) + 1 + len(sentence)))
+        text += f" {sentence}"
+    return Record(text, tuple(spans))
+
+
+def instruction(rng: Random, story: Story) -> dict[str, str]:
+    """One question in Alpaca form: fields instruction, input, output."""
+    question = rng.choice(story.questions)
+    return {"instruction": question.text, "input": tell(rng, story), "output": f"The answer is {question.answer}."}
+
+
+def multiple_choice_sets(seed: int, items_per_set: int) -> dict[str, list[Item]]:
+    """One set per family, over held-out names and things only; the same seed gives the same items."""
+    sets = {}
+    for number, family in enumerate(FAMILIES):
+        rng = Random(f"multiple choice {seed} {number}")
+        sets[family] = [
+            _item(rng, draw(rng, lexicon(held_out=True), LARGEST_SIZE, family)) for _ in range(items_per_set)
+        ]
+    return sets
+
+
+def _item(rng: Random, story: Story) -> Item:
+    question = rng.choice(story.questions)
+    options = tuple(f" {option}" for option in question.options)
+    return Item(prompt(tell(rng, story), question), options, question.options.index(question.answer))

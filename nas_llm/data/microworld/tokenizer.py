@@ -1,0 +1,58 @@
+"""The microworld's byte-level BPE tokenizer, trained on the words themselves so that every part of a name or thing is one token."""
+
+from random import Random
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from nas_llm.data.microworld.lexicon import (
+    ADJECTIVES,
+    COLOURS,
+    CONTAINERS,
+    FEMALE_ENDINGS,
+    MALE_ENDINGS,
+    NOUNS,
+    NUMBERS,
+    PLACES,
+    STATES,
+    STEMS,
+    lexicon,
+)
+from nas_llm.data.microworld.records import draw, narrative
+
+# Stems alone are repeated so that they are merged before any piece that spans a stem and an ending.
+STEM_REPEATS, ENDING_REPEATS, WORD_REPEATS = 400, 200, 100
+PREAMBLE = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+    "appropriately completes the request.\n\n### Instruction:\n\n\n### Input:\n\n\n### Response:\nThe answer is"
+)
+
+
+def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
+    """Trains the tokenizer; special tokens are ``<pad>`` (0) and ``<eos>`` (1), which also begins a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(seed), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _corpus(seed: int) -> list[str]:
+    words = [*ADJECTIVES, *NOUNS, *CONTAINERS, *PLACES, *COLOURS, *NUMBERS, *STATES]
+    texts = [f" {stem}" for stem in STEMS] * STEM_REPEATS + [f" {word}" for word in words] * WORD_REPEATS
+    texts += [ending for ending in (*FEMALE_ENDINGS, *MALE_ENDINGS)] * ENDING_REPEATS + [PREAMBLE] * STEM_REPEATS
+    rng = Random(f"tokenizer {seed}")
+    forms = [rng.choice(("questions", "prose")) for _ in range(1500)]
+    return texts + [narrative(rng, draw(rng, lexicon(held_out=False)), form).text for form in forms]
