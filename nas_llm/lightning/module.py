@@ -1,0 +1,280 @@
+"""Training of a super-network in Lightning: the sandwich rule with in-place distillation, manual optimisation.
+
+One optimizer step draws its architectures once, from a generator that is a function of (seed, step): the same on every
+rank, in every micro-batch and after a resume. Gradients of loss sums add up over sub-networks, micro-batches and
+ranks, and are divided by the number of counted tokens once, so that any way of dividing a global batch gives the same
+update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from nas_llm.architecture import Architecture
+from nas_llm.distillation import Distillation
+from nas_llm.lightning.gradients import existing, scale_and_clip, sum_over_ranks
+from nas_llm.lightning.identity import model_identity, refuse_other
+from nas_llm.lightning.output import check_output_layer, next_token_loss
+from nas_llm.lightning.sandwich import Passes, sandwich_passes
+from nas_llm.samplers import Sampler
+from nas_llm.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from nas_llm.models.supernet import Supernet
+
+Batch = Mapping[str, Tensor]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+# Gradients are sums over thousands of tokens until they are divided: a power of two keeps half-precision ones in range
+# and changes no digit.
+_SUM_SCALE = 2.0**-10
+
+
+class SupernetModule(LightningModule):
+    """Trains ``supernet`` on the architectures that ``sampler`` names.
+
+    Args:
+        supernet: trained in place.
+        space: names the largest (the teacher), the middle and the smallest network.
+        sampler: architectures of a step.
+        distillation: loss of the sub-networks; None is the labels' cross-entropy, which the largest network always
+            has. optimizer: makes the optimizer of the trainable parameters. scheduler: makes the learning-rate
+            scheduler, stepped once per optimizer step; None keeps the rate. accumulate_grad_batches: micro-batches of
+            one optimizer step. gradient_clip_val: largest norm of a step's gradient; None does not clip. reduction:
+            the update is the ``sum`` of the architectures' gradients (equation 1) or their ``mean``.
+            gradient_checkpointing: recompute activations in the backward pass. seed: of the architectures and of
+            dropout.
+
+    Raises:
+        ValueError: a setting out of range; while training, a loss that is not finite, a checkpoint of another model or
+            space.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        space: SearchSpace,
+        sampler: Sampler,
+        distillation: Distillation | None,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        *,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = 1.0,
+        reduction: Literal["sum", "mean"] = "sum",
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check(accumulate_grad_batches, gradient_clip_val, reduction)
+        self.automatic_optimization = False
+        self.supernet, self.space, self.sampler, self.distillation = supernet, space, sampler, distillation
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
+        self.reduction, self.seed = reduction, seed
+        if gradient_checkpointing:
+            supernet.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.supernet.train()
+        self._window = _Window()
+        self._validation: dict[str, Tensor] = {}
+
+    # ---------------------------------------------------------------- set-up
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        check_output_layer(self.supernet.model)
+
+    # ---------------------------------------------------------------- training
+
+    def architectures(self, step: int) -> list[Architecture]:
+        """What optimizer step ``step`` trains, a function of (seed, step)."""
+        return self.sampler(step, np.random.default_rng([self.seed, step]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        window = self._window
+        if not window.passes:
+            window.architectures = self.architectures(self.global_step)
+        _seed_dropout(self.seed, self.global_step, len(window.passes), self.global_rank)
+        with self._local_gradients():
+            passes = sandwich_passes(
+                self.supernet,
+                window.architectures,
+                batch,
+                teacher=self.space.largest(),
+                distillation=self.distillation,
+                backward=self._backward,
+                gradient_scale=_SUM_SCALE * self._scaler_factor(),
+            )
+        window.add(passes, f"batch {batch_idx} of epoch {self.current_epoch} on rank {self.global_rank}")
+        if len(window.passes) == self.accumulate_grad_batches or self.trainer.is_last_batch:
+            self._optimizer_step()
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss * (_SUM_SCALE * self._scaler_factor())).backward()
+
+    def _optimizer_step(self) -> None:
+        window, optimizer = self._window, self.optimizers()
+        losses, tokens = self._totals()
+        self._refuse_non_finite(losses)
+        gradients = existing(self.parameters())
+        if self.trainer.world_size > 1:
+            sum_over_ranks(gradients)
+        terms = len(window.architectures) if self.reduction == "mean" else 1
+        window.factor = 1.0 / (tokens.clamp(min=1) * terms * _SUM_SCALE)
+        scale_before = self._scaler_factor()
+        optimizer.step()  # type: ignore[union-attr]
+        skipped = self._scaler_factor() < scale_before  # the loss scaler found gradients beyond half precision
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        if self.make_scheduler is not None and not skipped:
+            self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self._log_step(losses / tokens.clamp(min=1), skipped)
+        self._window = _Window()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Called with the gradients after the loss scaler's factor was taken out of them."""
+        gradients = existing(self.parameters())
+        assert self._window.factor is not None
+        self._window.norm = scale_and_clip(gradients, self._window.factor, self.gradient_clip_val)
+
+    def _totals(self) -> tuple[Tensor, Tensor]:
+        """Loss sums (architectures,) and counted tokens (scalar) of the global batch, float64."""
+        losses = torch.stack([passes.losses.double() for passes in self._window.passes]).sum(0)
+        tokens = losses.new_tensor(float(sum(passes.tokens for passes in self._window.passes)))
+        both = torch.cat([losses, tokens[None]])
+        if self.trainer.world_size > 1:
+            sum_over_ranks([both])
+        return both[:-1], both[-1]
+
+    def _refuse_non_finite(self, losses: Tensor) -> None:
+        if bool(losses.isfinite().all()):
+            return
+        worst = int((~losses.isfinite()).nonzero()[0])
+        architecture = self._window.architectures[worst]
+        raise ValueError(
+            f"the loss of optimizer step {self.global_step} is not finite ({losses[worst].item()}): "
+            f"architecture {architecture.id} ({architecture.summary()}), {self._window.blamed(worst)}; "
+            "try a smaller optimizer.lr, or look at these records"
+        )
+
+    def _local_gradients(self) -> AbstractContextManager[None]:
+        """No reducer in the backward passes; ``sum_over_ranks`` sends the gradients at the step's end."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def _scaler_factor(self) -> float:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+    def _log_step(self, losses: Tensor, skipped: bool) -> None:
+        window = self._window
+        named = _named(window.architectures, losses, self.space)
+        values = {f"train/loss_{name}": value.float() for name, value in named.items()}
+        values["train/lr"] = torch.tensor(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        if window.norm is not None:
+            values["train/gradient_norm"] = window.norm
+        if skipped:
+            values["train/skipped_step"] = torch.tensor(1.0)
+        self.log_dict(values, batch_size=1)
+
+    # ---------------------------------------------------------------- validation
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation = {name: torch.zeros(2, dtype=torch.float64) for name in self._references()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % self.trainer.world_size != self.global_rank:
+            return  # every rank sees every batch of the loader and measures its share
+        for name, architecture in self._references().items():
+            with self.supernet.activate(architecture) as model:
+                loss, tokens = next_token_loss(model, batch)
+            self._validation[name] += torch.tensor([float(loss), tokens], dtype=torch.float64)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, sums in self._validation.items():
+            total = sums.to(self.device)
+            if self.trainer.world_size > 1:
+                sum_over_ranks([total])
+            loss = (total[0] / total[1].clamp(min=1)).item()
+            self.log(f"val/loss_{name}", loss, prog_bar=name == "largest")
+            self.log(f"val/perplexity_{name}", math.exp(min(loss, 700.0)))
+
+    def _references(self) -> dict[str, Architecture]:
+        return {"largest": self.space.largest(), "middle": self.space.middle(), "smallest": self.space.smallest()}
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["nas_llm"] = {"model": model_identity(self.supernet), "search_space": self.space.to_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        refuse_other(checkpoint, model_identity(self.supernet), self.space.to_dict())
+
+
+@dataclass
+class _Window:
+    """The micro-batches of one optimizer step."""
+
+    architectures: list[Architecture] = field(default_factory=list)
+    passes: list[Passes] = field(default_factory=list)
+    batches: list[str] = field(default_factory=list)
+    factor: Tensor | None = None
+    norm: Tensor | None = None
+
+    def add(self, passes: Passes, batch: str) -> None:
+        self.passes.append(passes)
+        self.batches.append(batch)
+
+    def blamed(self, architecture: int) -> str:
+        """The batches of this rank in which the loss of an architecture is not finite."""
+        found = [b for p, b in zip(self.passes, self.batches, strict=True) if not p.losses[architecture].isfinite()]
+        return ", ".join(found) or "a batch of another rank"
+
+
+def _named(architectures: list[Architecture], losses: Tensor, space: SearchSpace) -> dict[str, Tensor]:
+    """Losses by what they are of: largest, smallest, and the mean of the others as sampled."""
+    largest, smallest = space.largest(), space.smallest()
+    named: dict[str, Tensor] = {}
+    sampled = []
+    for position, (architecture, loss) in enumerate(zip(architectures, losses, strict=True)):
+        if position == 0 and architecture == largest:
+            named["largest"] = loss
+        elif position == len(architectures) - 1 and architecture == smallest:
+            named["smallest"] = loss
+        else:
+            sampled.append(loss)
+    if sampled:
+        named["sampled"] = torch.stack(sampled).mean()
+    return named
+
+
+def _seed_dropout(*key: int) -> None:
+    """Random numbers inside a micro-batch are a function of (seed, step, micro-batch, rank), so that resuming repeats
+    them."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _check(accumulate_grad_batches: int, gradient_clip_val: float | None, reduction: str) -> None:
+    if accumulate_grad_batches < 1:
+        raise ValueError(f"module.accumulate_grad_batches={accumulate_grad_batches}: allowed is 1 or more micro-batches a step")
+    if gradient_clip_val is not None and gradient_clip_val <= 0:
+        raise ValueError(f"module.gradient_clip_val={gradient_clip_val}: allowed is above 0, or null to leave gradients as they are")
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"module.reduction={reduction}: allowed are sum (equation 1 of the paper) and mean")
