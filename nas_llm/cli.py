@@ -85,15 +85,11 @@ def overview() -> str:
 
 def stage_help(stage: str) -> str:
     """The text of `nas-llm STAGE --help`: the groups and their options, and the overrides people need most."""
+    from nas_llm.config_errors import groups, options
+
     folder = config_dir()
-    groups = {
-        group.name: sorted(option.stem for option in group.glob("*.yaml"))
-        for group in sorted(folder.iterdir())
-        if group.is_dir() and group.name != "hydra"
-    }
-    groups = {name: options for name, options in groups.items() if options}
-    width = max(map(len, groups), default=0)
-    listed = "\n".join(f"  {name + '=':<{width + 1}}  {', '.join(options)}" for name, options in groups.items())
+    width = max(map(len, groups(folder)), default=0)
+    listed = "\n".join(f"  {group + '=':<{width + 1}}  {', '.join(options(folder, group))}" for group in groups(folder))
     wide = max(len(override) for override, _ in COMMON)
     common = "\n".join(f"  {override:<{wide}}  {meaning}" for override, meaning in COMMON)
     return (

@@ -6,6 +6,7 @@ refuses settings that cannot take effect, before a model or data are loaded. `bu
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -88,11 +89,12 @@ def check(cfg: "DictConfig") -> None:
         _check_type(key, plain[key], annotation)
     _check_type("model.path", plain["model"]["path"], str)
     loaded = {key: value for key, value in plain["model"].items() if key != "path"}
-    _check_node("model", {"_target_": MODEL_LOADER, "_partial_": True, **loaded})
+    _check_node("model", {"_target_": MODEL_LOADER, "_partial_": True, **loaded}, {})
     checkpoint_path(cfg)
+    sources = _sources(OmegaConf.to_container(cfg, resolve=False), "")
     nodes = list(_nodes(plain, ""))
     for key, node in sorted(nodes, key=lambda pair: not str(pair[1]["_target_"]).startswith("nas_llm.")):
-        _check_node(key, node)
+        _check_node(key, node, sources)
     _check_effects(cfg)
 
 
@@ -130,7 +132,19 @@ def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _nodes(child, f"{key}.{index}")
 
 
-def _check_node(key: str, node: Mapping[str, Any]) -> None:
+def _sources(raw: Any, key: str) -> dict[str, str]:
+    """For each setting that is one interpolation: the key that its value comes from, which is the one to mend."""
+    if isinstance(raw, dict):
+        return {
+            place: source
+            for name, child in raw.items()
+            for place, source in _sources(child, f"{key}.{name}" if key else str(name)).items()
+        }
+    match = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
+    return {key: match[1]} if match else {}
+
+
+def _check_node(key: str, node: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     from nas_llm.config_errors import unknown
 
     target = locate(node["_target_"], f"{key}._target_")
@@ -145,7 +159,8 @@ def _check_node(key: str, node: Mapping[str, Any]) -> None:
     named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in (0, 2, 4)}
     for name, value in settings.items():
         if name in named:
-            _check_type(f"{key}.{name}", value, named[name].annotation)
+            setting = f"{key}.{name}"
+            _check_type(sources.get(setting, setting), value, named[name].annotation)
         elif not takes_any:
             what = f"{key}.{name}={value} is not a setting of {node['_target_']}"
             raise ValueError(unknown(what, name, set(named) - runtime, prefix=f"{key}."))
@@ -177,7 +192,7 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
     if annotation is inspect.Parameter.empty or fits(value, annotation):
         return
     given = "null" if value is None else value
-    raise ValueError(f"{key}={given} is a {type(value).__name__}, allowed is {describe(annotation)}: set {key}=...")
+    raise ValueError(f"{key}={given} is not allowed: it must be {describe(annotation)}")
 
 
 def _check_effects(cfg: "DictConfig") -> None:

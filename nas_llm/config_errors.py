@@ -13,6 +13,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+LISTED = 12  # longer lists of what is known are left out where one is likely meant
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 
 
@@ -23,11 +24,13 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, name: str, candidates: Iterable[str], *, prefix: str = "") -> str:
-    """`what` is not known, the nearest name that is, and all of them."""
-    names = sorted(candidates)
+    """`what` is not known, the nearest name that is, and all of them where they are few."""
+    names = sorted(candidate for candidate in candidates if not candidate.startswith("_"))
     guess = nearest(name, names)
+    if guess and len(names) > LISTED:
+        return f"{what}: did you mean {prefix}{guess}?"
     meant = f" did you mean {prefix}{guess}?" if guess else ""
-    return f"{what}:{meant} Known are {', '.join(names)}" if names else f"{what}:{meant or ' there is none'}"
+    return f"{what}:{meant} Known are {', '.join(names)}"
 
 
 def options(folder: Path, group: str) -> list[str]:
@@ -48,9 +51,7 @@ def one_line(error: BaseException, overrides: Sequence[str], folder: Path) -> st
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{_instantiated(error)}{flat(error.__cause__)}"
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override!r} cannot be read: write key=value, and quote what has spaces or commas: key='\"a, b\"'"
-        )
+        return f"{error.override!r} cannot be read: write key=value, and quote special characters: key='\"a, b=c\"'"
     if isinstance(error, MissingMandatoryValue):
         return f"{_full_key(error)} is required: add {_full_key(error)}=..."
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
@@ -78,7 +79,8 @@ def _missing_option(error: MissingConfigException, folder: Path) -> str:
 
 def groups(folder: Path) -> list[str]:
     """The configuration groups, found by listing the folder."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
+    found = (path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
+    return sorted(name for name in found if name != "hydra")
 
 
 def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder: Path) -> str:
@@ -88,8 +90,8 @@ def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder
     if not parent:
         known = sorted({*known, *groups(folder)} - {"hydra"})
     given = next((text for text in overrides if text.split("=")[0] == prefix + name), prefix + name)
-    if given == f"{name}=":
-        given = name
+    if not known:
+        return f"{given} cannot take effect: the chosen {parent} has no settings; choose another with {parent}=..."
     return unknown(f"{given} is not known", name, known, prefix=prefix)
 
 

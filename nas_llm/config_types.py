@@ -50,7 +50,7 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(str(choice) for choice in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(argument) for argument in arguments))
+        return " or ".join(dict.fromkeys(words for argument in arguments for words in describe(argument).split(", ")))
     if origin in SEQUENCES:
         of = next((f" of {describe(argument)}" for argument in arguments if argument is not Ellipsis), "")
         return f"a list{of}"

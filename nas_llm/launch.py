@@ -24,7 +24,7 @@ from nas_llm import overrides as text
 from nas_llm import provenance
 from nas_llm.config import CONFIG_NAME, check, config_dir
 from nas_llm.config_errors import CONFIG_ERRORS, groups
-from nas_llm.run_directory import is_main_process, locked, refuse_outputs, write_text
+from nas_llm.run_directory import create, is_main_process, locked, refuse_outputs, write_text
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
 TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
@@ -98,8 +98,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 def _run_stage(cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     task = [line for line in hydra_cfg.overrides.task if not line.startswith(("stage=", "run_dir="))]
-    search_path = [f"hydra.searchpath=[{','.join(hydra_cfg.searchpath)}]"] if hydra_cfg.searchpath else []
-    arguments = [cfg.stage, *task, text.assign("run_dir", Path(cfg.run_dir).absolute()), *search_path]
+    arguments = [cfg.stage, *task, text.assign("run_dir", Path(cfg.run_dir).absolute()), *_search_path()]
     with (
         _environment(arguments),
         locked(cfg.run_dir),
@@ -154,6 +153,7 @@ def _checked_run(stage: str, overrides: list[str]) -> list[str]:
         )
     cfg = compose(overrides)
     check_stage(cfg)
+    create(cfg.run_dir)
     if stage in TRAINING and cfg.ckpt_path is None and is_main_process():
         refuse_outputs(cfg.run_dir)
     return [] if given is not None else [text.assign("run_dir", cfg.run_dir)]
@@ -168,6 +168,7 @@ def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
         check_stage(cfg)
     run_dir = configurations[0].run_dir
     place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
+    create(place)
     excluded = ",".join(dict.fromkeys([*text.not_swept(overrides), "run_dir"]))
     return [
         *([] if given else [text.assign("run_dir", run_dir)]),
@@ -222,10 +223,16 @@ def _write_configuration(cfg: DictConfig) -> None:
     if cfg.stage in CONTINUING:
         sweeps = hydra_cfg.mode is RunMode.MULTIRUN
         folder = Path(hydra_cfg.runtime.output_dir) if sweeps else folder / cfg.stage
-    recorded = OmegaConf.create(text.to_record(hydra_cfg.overrides.task))
+    recorded = OmegaConf.create([*text.to_record(hydra_cfg.overrides.task), *_search_path()])
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
     write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})))
     write_text(folder / "overrides.yaml", OmegaConf.to_yaml(recorded))
+
+
+def _search_path() -> list[str]:
+    """The folders of own options, as an override."""
+    folders = ",".join(f"'{folder}'" for folder in HydraConfig.get().searchpath)
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
 def _resume_command(cfg: DictConfig, task: Sequence[str]) -> str:

@@ -43,6 +43,19 @@ def is_main_process() -> bool:
     return int(rank) == 0
 
 
+def create(run_dir: str | Path) -> None:
+    """Make the directory and those above it.
+
+    Raises:
+        ValueError: it cannot be made or written.
+    """
+    try:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        (Path(run_dir) / LOCK_FILE).touch()
+    except OSError as error:
+        raise ValueError(f"run_dir={run_dir} cannot be written ({error.strerror}): choose another run_dir=") from error
+
+
 @contextmanager
 def locked(run_dir: str | Path) -> Iterator[Path]:
     """Create `run_dir` if need be and hold it against every other process; yields it as an absolute path.
@@ -56,14 +69,8 @@ def locked(run_dir: str | Path) -> Iterator[Path]:
     if not is_main_process():
         yield path
         return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / LOCK_FILE).open("a+")
-    except OSError as error:
-        raise ValueError(
-            f"run_dir={run_dir} cannot be written ({error.strerror}): choose another with run_dir="
-        ) from error
-    with lock:
+    create(path)
+    with (path / LOCK_FILE).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
