@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.models.loading import from_pretrained, is_stock, save_pretrained
+from nas_llm.models.order import axis_shapes
 from nas_llm.models.supernet import Supernet
 from nas_llm.search_space import SearchSpace
 
@@ -39,7 +48,7 @@ CONFIGS = {
     "gpt2": SIZES,
     "opt": SIZES | {"ffn_dim": 80, "word_embed_proj_dim": 48},
     "opt-projected": SIZES
-    | {"model_type": "opt", "ffn_dim": 80, "word_embed_proj_dim": 32, "do_layer_norm_before": False},
+    | {"model_type": "opt", "ffn_dim": 80, "word_embed_proj_dim": 24, "do_layer_norm_before": False},
 }
 FAMILIES = list(CONFIGS)
 
@@ -109,3 +118,332 @@ def test_active_equals_extracted(name):
         assert torch.equal(generated, small.generate(**inputs, max_new_tokens=6, do_sample=False))
         assert supernet.num_parameters(architecture) == sum(p.numel() for p in small.parameters())
     assert torch.equal(before, logits_of(supernet.model, inputs))
+
+
+def small_uniform(supernet: Supernet) -> Architecture:
+    """What the stock configuration of every family can say: the width follows the heads."""
+    full = supernet.largest()
+    shape = full.layers[0]
+    if supernet.family in ("gpt2", "opt", "gpt_neox", "stablelm", "phi"):  # head_dim is hidden / heads in their code
+        groups, per_group = (4, 1) if shape.heads_per_group == 1 else (2, 2)
+        choice = (groups, per_group, shape.head_dim, 40)
+        hidden = groups * per_group * shape.head_dim
+    else:
+        choice, hidden = (2, 1, shape.head_dim, 40), 40
+    return Architecture(hidden, tuple(LayerChoice(i, *choice) for i in (1, 2, 3)))
+
+
+LOAD = """
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+if sys.argv[2] == "stock":
+    from transformers import AutoModelForCausalLM
+    load = AutoModelForCausalLM.from_pretrained
+else:
+    from nas_llm import from_pretrained as load
+inputs = load_file(sys.argv[1] + "/inputs.safetensors")
+for folder in sorted(Path(sys.argv[1]).glob("*/config.json")):
+    model = load(str(folder.parent)).eval()
+    with torch.inference_mode():
+        logits = model(**inputs).logits
+        tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    save_file({"logits": logits.contiguous(), "tokens": tokens.contiguous()}, folder.parent / "out.safetensors")
+if sys.argv[2] == "stock":
+    assert not any(name.startswith("nas_llm") for name in sys.modules)
+"""
+
+
+def reload_in_fresh_process(folder, how: str) -> None:
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder), how], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def check_reloaded(folder, expected: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for name, (logits, tokens) in expected.items():
+        out = load_file(folder / name / "out.safetensors")
+        assert_close(out["logits"], logits)
+        assert torch.equal(out["tokens"], tokens), name
+
+
+def save_all(folder, architectures_of) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    inputs = batch()
+    save_file(inputs, folder / "inputs.safetensors")
+    expected = {}
+    for name in FAMILIES:
+        supernet = build(name)
+        for number, architecture in enumerate(architectures_of(supernet)):
+            with supernet.activate(architecture) as model:
+                tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+                expected[f"{name}-{number}"] = (logits_of(model, inputs), tokens)
+            save_pretrained(supernet.extract(architecture), folder / f"{name}-{number}")
+    return expected
+
+
+def test_uniform_sub_networks_load_with_the_stock_class_in_a_process_without_nas_llm(tmp_path):
+    expected = save_all(tmp_path, lambda supernet: [small_uniform(supernet), supernet.largest()])
+    reload_in_fresh_process(tmp_path, "stock")
+    check_reloaded(tmp_path, expected)
+
+
+def test_any_sub_network_loads_through_nas_llm_in_a_fresh_process(tmp_path):
+    expected = save_all(tmp_path, lambda supernet: random_architectures(supernet, 3, seed=5))
+    reload_in_fresh_process(tmp_path, "nas_llm")
+    check_reloaded(tmp_path, expected)
+
+
+def test_head_size_of_rotary_families_is_stock_by_its_theta(tmp_path):
+    supernet = build("llama", head_dim=16)
+    architecture = Architecture(48, tuple(LayerChoice(i, 3, 2, 8, 80) for i in range(4)))
+    small = supernet.extract(architecture)
+    assert is_stock(small)
+    save_pretrained(small, tmp_path / "small")
+    with supernet.activate(architecture) as model:
+        assert_close(
+            logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "small"), batch()), logits_of(model, batch())
+        )
+
+
+def test_the_stock_loader_refuses_what_it_cannot_express(tmp_path):
+    supernet = build("llama")
+    save_pretrained(supernet.extract(random_architectures(supernet, 1, seed=5)[0]), tmp_path / "cut")
+    with pytest.raises((ValueError, KeyError), match="nas_llm"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "olmo2"])  # olmo2 normalises across heads
+def test_active_equals_the_masked_full_network(name):
+    """Independent oracle for heads, FFN and depth: the full network with the dropped units' outputs set to zero."""
+    supernet = build(name)
+    full = supernet.largest()
+    shape = full.layers[0]
+    groups, per_group, width = 2, max(1, shape.heads_per_group - 1), 48
+    layers = tuple(LayerChoice(i, groups, per_group, shape.head_dim, width) for i in range(full.num_layers))
+    with supernet.activate(Architecture(full.hidden, layers)) as model:
+        active = logits_of(model, batch())
+    masked = build(name).model
+    heads = torch.zeros(shape.kv_groups, shape.heads_per_group, shape.head_dim)
+    heads[:groups, :per_group] = 1
+    neurons = (torch.arange(shape.ffn) < width).float()
+    outputs = {"o_proj": heads, "out_proj": heads, "dense": heads, "attn.c_proj": heads}
+    outputs |= {"down_proj": neurons, "fc2": neurons, "dense_4h_to_h": neurons, "mlp.c_proj": neurons}
+    hooked = 0
+    for module_name, module in masked.named_modules():
+        mask = next((mask for suffix, mask in outputs.items() if module_name.endswith(suffix)), None)
+        if mask is not None:
+            module.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask.flatten(),))
+            hooked += 1
+    assert hooked == 2 * full.num_layers
+    assert_close(active, logits_of(masked, batch()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_macs_equal_a_hook_counted_oracle(name):
+    supernet = build(name)
+    architecture = random_architectures(supernet, 1, seed=3)[0]
+    counted = 0
+
+    def count_projection(module, args, output):
+        nonlocal counted
+        counted += module._parameters["weight"].numel() * args[0].shape[:-1].numel()
+
+    small = supernet.extract(architecture)
+    for module in small.modules():
+        if type(module).__name__ in ("Linear", "Conv1D"):
+            module.register_forward_hook(count_projection)
+    small.set_attn_implementation("eager")
+    attended: list[int] = []
+    product = torch.matmul
+
+    def counting_matmul(a, b):
+        attended.append(a.numel() * b.shape[-1])
+        return product(a, b)
+
+    torch.matmul = counting_matmul
+    try:
+        small(torch.randint(3, 96, (2, 16)), use_cache=False)
+    finally:
+        torch.matmul = product
+    assert len(attended) == 2 * architecture.num_layers
+    assert supernet.macs(architecture, batch_size=2, sequence_length=16) == counted + sum(attended)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sorting_keeps_the_function_and_extends_to_saved_networks(name, tmp_path):
+    supernet = build(name)
+    before = logits_of(supernet.model, batch())
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        scores = {key: torch.rand(shape, generator=generator) for key, shape in axis_shapes(supernet.largest()).items()}
+        supernet.sort(scores)
+        assert_close(logits_of(supernet.model, batch()), before)
+    assert supernet.layer_order == tuple(scores["layers"].argsort(descending=True).tolist())
+    supernet.save(tmp_path / "supernet")
+    loaded = Supernet.load(tmp_path / "supernet")
+    assert loaded.layer_order == supernet.layer_order
+    assert_close(logits_of(loaded.model, batch()), before)
+
+
+def test_sorted_order_says_where_every_unit_came_from():
+    supernet, original = build("llama"), build("llama")
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        scores = {key: torch.rand(shape, generator=generator) for key, shape in axis_shapes(supernet.largest()).items()}
+        supernet.sort(scores)
+    attention, before = supernet.model.model.layers[1].self_attn, original.model.model.layers[1].self_attn
+    units, hidden = supernet._order.units, supernet._order.units["hidden"]
+    groups, heads = units["layers.1.kv_groups"], units["layers.1.heads_per_group"]
+    old = before.q_proj.weight.view(3, 2, 8, 48)
+    expected = torch.stack([old[group][heads[place]] for place, group in enumerate(groups)])[..., hidden]
+    assert torch.equal(attention.q_proj.weight.view(3, 2, 8, 48), expected)
+
+
+def test_sorting_puts_the_important_units_first():
+    supernet = build("llama")
+    gate = supernet.model.model.layers[0].mlp.gate_proj.weight.detach().clone()
+    supernet.sort({"layers.0.ffn": gate.norm(dim=1)})
+    norms = supernet.model.model.layers[0].mlp.gate_proj.weight.norm(dim=1)
+    assert torch.all(norms[:-1] >= norms[1:])
+
+
+def test_gradients_of_the_active_network_are_those_of_the_extracted_one():
+    supernet = build("llama")
+    architecture = random_architectures(supernet, 1, seed=2)[0]
+    small = supernet.extract(architecture)
+    ids = batch()["input_ids"]
+    with supernet.activate(architecture) as model:
+        model(ids, labels=ids).loss.backward()
+    small(ids, labels=ids).loss.backward()
+    gradient = supernet.model.model.layers[architecture.layers[0].index].mlp.down_proj.weight.grad
+    other = small.model.layers[0].mlp.down_proj.weight.grad
+    rows, columns = other.shape
+    assert torch.allclose(gradient[:rows, :columns], other, rtol=1e-4, atol=1e-6)
+    assert gradient[rows:].abs().sum() == 0 and gradient[:, columns:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_checkpointing_changes_no_gradient(name):
+    supernet = build(name)
+    architecture = random_architectures(supernet, 1, seed=2)[0]
+    ids = batch()["input_ids"]
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            supernet.model.gradient_checkpointing_enable({"use_reentrant": False})
+            supernet.model.train()
+        supernet.zero_grad()
+        torch.manual_seed(0)
+        with supernet.activate(architecture) as model:
+            model(ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in supernet.named_parameters() if p.grad is not None})
+        if not checkpointing and name in ("gpt2", "opt", "opt-projected", "phi"):
+            return  # dropout is on by default there: train and eval differ by design; the others cover the mechanism
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][key], rtol=1e-4, atol=1e-6), key
+
+
+def test_state_dict_round_trip_and_names():
+    supernet = build("llama")
+    plain = AutoModelForCausalLM.from_config(supernet.config)
+    assert list(supernet.model.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(supernet.model.state_dict())
+    assert_close(logits_of(plain, batch()), logits_of(supernet.model, batch()))
+    supernet.model.load_state_dict(plain.state_dict())
+
+
+def test_bf16_sub_networks():
+    supernet = build("llama")
+    supernet.model.to(torch.bfloat16)
+    architecture = random_architectures(supernet, 1, seed=2)[0]
+    with supernet.activate(architecture) as model:
+        assert_close(
+            logits_of(model, batch()).float(), logits_of(supernet.extract(architecture), batch()).float(), 1e-2
+        )
+
+
+def test_activation_nests_and_restores_on_errors():
+    supernet = build("gemma3_text")
+    a, b = random_architectures(supernet, 2)
+    before, keys = logits_of(supernet.model, batch()), supernet.config.to_dict()
+    with pytest.raises(RuntimeError, match="inside"), supernet.activate(a) as model:
+        outer = logits_of(model, batch())
+        with supernet.activate(b):
+            assert not torch.equal(logits_of(model, batch()), outer)
+        assert torch.equal(logits_of(model, batch()), outer)
+        raise RuntimeError("inside")
+    assert torch.equal(logits_of(supernet.model, batch()), before)
+    assert supernet.config.to_dict() == keys
+
+
+def test_a_cut_model_is_a_super_network_again(tmp_path):
+    supernet = build("llama")
+    first = Architecture(40, tuple(LayerChoice(i, 2, 2, 8, 40 + 8 * i) for i in (0, 2, 3)))
+    again = Supernet(supernet.extract(first))
+    second = Architecture(32, (LayerChoice(1, 1, 2, 8, 16), LayerChoice(2, 2, 1, 8, 24)))
+    direct = Architecture(32, (LayerChoice(2, 1, 2, 8, 16), LayerChoice(3, 2, 1, 8, 24)))
+    with supernet.activate(direct) as model:
+        expected = logits_of(model, batch())
+    small = again.extract(second)
+    assert_close(logits_of(small, batch()), expected)
+    save_pretrained(small, tmp_path / "twice")
+    assert_close(logits_of(from_pretrained(tmp_path / "twice"), batch()), expected)
+
+
+def test_counting_is_fast_for_32_layers_on_the_meta_device():
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+    )
+    with torch.device("meta"):
+        supernet = Supernet(AutoModelForCausalLM.from_config(config))
+    assert supernet.num_parameters(supernet.largest()) == 8_030_261_248
+    rng = np.random.default_rng(0)
+    space = SearchSpace.per_layer(supernet)
+    architectures = [space.sample(rng) for _ in range(4000)]
+    rates = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for architecture in architectures:
+            supernet.num_parameters(architecture)
+        rates.append(len(architectures) / (time.perf_counter() - start))
+    assert max(rates) > 20_000
+
+
+def test_unknown_families_and_structures_are_refused_by_name():
+    config = AutoConfig.for_model("bloom", hidden_size=32, n_layer=1, n_head=2, vocab_size=64)
+    with pytest.raises(ValueError, match=r"'bloom' is not known.*llama.*qwen3"):
+        Supernet(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(ValueError, match="qk_layernorm"):
+        build("stablelm", qk_layernorm=True)
+    supernet = build("phi3")
+    full = supernet.largest()
+    wide = Architecture(full.hidden, (LayerChoice(0, *full.layers[0].shape[:3], 81),))
+    with pytest.raises(ValueError, match="does not fit"), supernet.activate(wide):
+        pass
+    shape = full.layers[0].shape
+    short = Architecture(full.hidden, (LayerChoice(0, *shape[:2], 4, shape[3]),))
+    with pytest.raises(ValueError, match="head_dim"), supernet.activate(short):
+        pass
+
+
+def test_sort_refuses_foreign_scores():
+    supernet = build("llama")
+    with pytest.raises(ValueError, match="no such axis"):
+        supernet.sort({"layers.9.ffn": torch.rand(80)})
+    with pytest.raises(ValueError, match="shape"):
+        supernet.sort({"hidden": torch.rand(49)})
+    with pytest.raises(ValueError, match="finite"):
+        supernet.sort({"hidden": torch.full((48,), float("nan"))})

@@ -44,6 +44,14 @@ class Layout:
         """Old positions in their new order, shape (size,)."""
         raise NotImplementedError
 
+    def carries(self, axes: tuple[str, ...]) -> bool:
+        """Whether whole units of all these axes lie along this dimension."""
+        raise NotImplementedError
+
+    def fold(self, values: Tensor, full: Sizes, axes: tuple[str, ...]) -> Tensor:
+        """Sums (size, ...) values into the units of ``axes``: (units of the first, ..., of the last, ...)."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Axis(Layout):
@@ -64,6 +72,12 @@ class Axis(Layout):
             return orders[self.name]
         return torch.arange(self.size(full))
 
+    def carries(self, axes: tuple[str, ...]) -> bool:
+        return axes == (self.name,) and self.divisor == 1
+
+    def fold(self, values: Tensor, full: Sizes, axes: tuple[str, ...]) -> Tensor:
+        return values
+
 
 @dataclass(frozen=True)
 class Fixed(Layout):
@@ -79,6 +93,9 @@ class Fixed(Layout):
 
     def order(self, full: Sizes, orders: Orders) -> Tensor:
         return torch.arange(self.units)
+
+    def carries(self, axes: tuple[str, ...]) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,14 @@ class Product(Layout):
                 positions = positions.index_select(place, factor.order(full, orders))
         return positions.flatten()
 
+    def carries(self, axes: tuple[str, ...]) -> bool:
+        return all(any(factor.carries((axis,)) for factor in self.factors) for axis in axes)
+
+    def fold(self, values: Tensor, full: Sizes, axes: tuple[str, ...]) -> Tensor:
+        nested = values.unflatten(0, [factor.size(full) for factor in self.factors])
+        others = [i for i, factor in enumerate(self.factors) if not any(factor.carries((axis,)) for axis in axes)]
+        return nested.sum(others) if others else nested
+
 
 @dataclass(frozen=True)
 class Concat(Layout):
@@ -140,6 +165,14 @@ class Concat(Layout):
             positions.append(part.order(full, orders) + start)
             start += part.size(full)
         return torch.cat(positions)
+
+    def carries(self, axes: tuple[str, ...]) -> bool:
+        return any(part.carries(axes) for part in self.parts)
+
+    def fold(self, values: Tensor, full: Sizes, axes: tuple[str, ...]) -> Tensor:
+        blocks = values.split([part.size(full) for part in self.parts])
+        pairs = zip(self.parts, blocks, strict=True)
+        return torch.stack([part.fold(block, full, axes) for part, block in pairs if part.carries(axes)]).sum(0)
 
 
 def take(tensor: Tensor, layout: tuple[Layout, ...], full: Sizes, active: Sizes) -> Tensor:

@@ -8,18 +8,29 @@ loader refuses that by name, :func:`from_pretrained` rebuilds it without remote 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 MODEL_TYPE = "nas_llm"
+WEIGHTS = "model.safetensors"
 
 
 def resolve(name_or_path: str | Path) -> str:
@@ -118,14 +129,10 @@ def is_stock(model: PreTrainedModel) -> bool:
 
     if getattr(model.config, "nas_llm", None) is None or model.config.model_type not in FAMILIES:
         return True
-    config = _stock_config(model)
     try:
+        config = _stock_config(model)
         stock = _empty(type(model), config)
-    except (
-        ValueError,
-        ZeroDivisionError,
-        TypeError,
-    ):  # what stock constructors raise at sizes that do not fit together
+    except (ValueError, StrictDataclassError):  # sizes that the stock configuration or constructor refuses
         return False
     ours, theirs = model.state_dict(), stock.state_dict()
     if {name: weight.shape for name, weight in ours.items()} != {name: weight.shape for name, weight in theirs.items()}:
@@ -146,22 +153,31 @@ def is_stock(model: PreTrainedModel) -> bool:
 
 def _write(model: PreTrainedModel, folder: Path) -> None:
     origin = getattr(model.config, "nas_llm", None)
-    stock = is_stock(model)
-    model.save_pretrained(folder)
-    if origin is None:
-        return
-    file = folder / "config.json"
-    written = json.loads(file.read_text())
-    written.pop("nas_llm", None)
-    if not stock:
-        written = {
+    if origin is None or is_stock(model):
+        model.save_pretrained(folder)
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        config.pop("nas_llm", None)
+    else:
+        # Not by the stock way: it validates the configuration, and renames weights as the stock loader expects them.
+        save_file(_weights_once(model), folder / WEIGHTS, metadata={"format": "pt"})
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+        file = folder / "config.json"
+        config = {
             "model_type": MODEL_TYPE,
-            "architectures": written["architectures"],
-            "dtype": written.get("dtype"),
+            "architectures": [type(model).__name__],
+            "dtype": str(model.dtype).removeprefix("torch."),
             "nas_llm": origin,
-            "transformers_version": written["transformers_version"],
+            "transformers_version": transformers.__version__,
         }
-    file.write_text(json.dumps(written, indent=2) + "\n")
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _weights_once(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Every weight and persistent buffer under one name: tied weights under that of the embedding."""
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
+    return {name: weight.contiguous() for name, weight in model.state_dict().items() if name not in tied}
 
 
 def _stock_config(model: PreTrainedModel) -> Any:
@@ -173,6 +189,12 @@ def _stock_config(model: PreTrainedModel) -> Any:
     return config
 
 
+def base_config(origin: Mapping[str, Any]) -> PreTrainedConfig:
+    """The stock configuration that a cut model's weights first came from."""
+    keys = dict(origin["base_config"])
+    return AutoConfig.for_model(keys.pop("model_type"), **keys)
+
+
 def _empty(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
     """A model whose weights take no memory and whose buffers (rotary frequencies, scales) are real."""
     from accelerate import init_empty_weights
@@ -182,25 +204,22 @@ def _empty(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
 
 
 def _load_cut(folder: Path, dtype: str | torch.dtype | None, attn_implementation: str | None) -> PreTrainedModel:
-    from safetensors.torch import load_file
-
     from nas_llm.architecture import Architecture
     from nas_llm.models.supernet import Supernet
 
     origin = json.loads((folder / "config.json").read_text())["nas_llm"]
-    keys = dict(origin["base_config"])
-    config = AutoConfig.for_model(keys.pop("model_type"), **keys)
-    config._attn_implementation = attn_implementation or "sdpa"
+    config = base_config(origin)
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     small = Supernet(_empty(model_class, config)).extract(Architecture.from_dict(origin["architecture"]))
-    weights: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(file) if file.name.startswith("model") else {}
-    missing, unexpected = small.load_state_dict(weights, strict=False, assign=True)
+    _, unexpected = small.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
     small.tie_weights()
     left = [name for name, weight in small.named_parameters() if weight.is_meta]
     if unexpected or left:
         raise ValueError(f"{folder}: weights missing {left[:3]} or unknown {unexpected[:3]}; the directory is damaged")
+    if (folder / "generation_config.json").is_file():
+        small.generation_config = GenerationConfig.from_pretrained(folder)
     if dtype not in (None, "auto"):
         small = small.to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
     return small.eval()
@@ -209,11 +228,11 @@ def _load_cut(folder: Path, dtype: str | torch.dtype | None, attn_implementation
 def _swap(folder: Path, target: Path) -> None:
     """Puts a finished directory in the place of another."""
     if not target.exists():
-        os.replace(folder, target)
+        folder.replace(target)
         return
     before = folder.with_suffix(".old")
-    os.replace(target, before)
-    os.replace(folder, target)
+    target.replace(before)
+    folder.replace(target)
     shutil.rmtree(before)
 
 

@@ -18,14 +18,13 @@ _LAYER_AXES = ("kv_groups", "heads_per_group", "ffn")
 
 @dataclass(frozen=True)
 class Order:
-    """``units[key]`` lists old places in their new order; keys as in :meth:`nas_llm.Supernet.sort`. Axes left out keep theirs."""
+    """``units[key]`` lists old places in their new order; keys as in :meth:`nas_llm.Supernet.sort`. Axes left out keep theirs.
+
+    ``layers`` lists the blocks, most important first; None while nothing is known of them.
+    """
 
     units: Mapping[str, Tensor]
-    layers: tuple[int, ...]
-
-    @classmethod
-    def identity(cls, full: Architecture) -> Order:
-        return cls({}, tuple(range(full.num_layers)))
+    layers: tuple[int, ...] | None = None
 
     @classmethod
     def by_importance(cls, importance: Mapping[str, Tensor], full: Architecture) -> Order:
@@ -47,8 +46,8 @@ class Order:
             if not torch.isfinite(scores).all():
                 raise ValueError(f"importance of {key!r} holds values that are not finite")
         units = {k: torch.argsort(s.float().cpu(), dim=-1, descending=True, stable=True) for k, s in importance.items()}
-        layers = units.pop("layers", torch.arange(full.num_layers))
-        return cls(units, tuple(layers.tolist()))
+        layers = units.pop("layers", None)
+        return cls(units, None if layers is None else tuple(layers.tolist()))
 
     def shared(self) -> Orders:
         """Orders of the axes outside of the blocks."""
@@ -62,7 +61,7 @@ class Order:
         return {**self.shared(), **own}
 
     def then(self, later: Order) -> Order:
-        """This order, sorted once more. A layer order, once known, is replaced only by one that says something new."""
+        """This order, sorted once more."""
         units = dict(self.units)
         for key, order in later.units.items():
             if not key.endswith("heads_per_group"):
@@ -75,8 +74,7 @@ class Order:
             groups = later.units.get(key.replace("heads_per_group", "kv_groups"))
             if groups is not None:
                 units[key] = units[key][groups]
-        moved = later.layers != tuple(range(len(later.layers)))
-        return Order(units, later.layers if moved else self.layers)
+        return Order(units, self.layers if later.layers is None else later.layers)
 
 
 def axis_shapes(full: Architecture) -> dict[str, tuple[int, ...]]:
@@ -93,7 +91,9 @@ def write_order(order: Order, folder: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {key: value.contiguous() for key, value in order.units.items()}
-    save_file(tensors | {"layers": torch.tensor(order.layers)}, folder / FILE_NAME)
+    if order.layers is not None:
+        tensors["layers"] = torch.tensor(order.layers)
+    save_file(tensors, folder / FILE_NAME)
 
 
 def read_order(folder: Path, full: Architecture) -> Order:
@@ -105,9 +105,10 @@ def read_order(folder: Path, full: Architecture) -> Order:
     from safetensors.torch import load_file
 
     if not (folder / FILE_NAME).is_file():
-        return Order.identity(full)
+        return Order({})
     tensors = load_file(folder / FILE_NAME)
     shapes = axis_shapes(full)
     if any(shapes.get(key) != tuple(value.shape) for key, value in tensors.items()):
         raise ValueError(f"{folder / FILE_NAME} belongs to a network of another shape")
-    return Order({k: v for k, v in tensors.items() if k != "layers"}, tuple(tensors["layers"].tolist()))
+    layers = tensors.pop("layers", None)
+    return Order(tensors, None if layers is None else tuple(layers.tolist()))

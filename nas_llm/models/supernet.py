@@ -42,13 +42,14 @@ class Supernet(nn.Module):
         self.family = model.config.model_type
         self._row = family_of(model.config)
         self._full = largest_of(model)
+        self._whole_config = copy.copy(model.config)  # activation changes the one that the modules share
         self.elastic_axes = self._row.elastic_axes(model.config)
         self._blocks: list[nn.Module] = list(model.get_submodule(self._row.layers))
         self._shared: list[ElasticModule] = []
         self._in_layer: list[list[ElasticModule]] = []
         self._indexed = [[m for m in block.modules() if "layer_idx" in vars(m)] for block in self._blocks]
         self._make_elastic()
-        self._order = Order.identity(self._full)
+        self._order = Order({})
         self._costs = Costs.of(self._shared, self._in_layer, self._full)
 
     @classmethod
@@ -90,7 +91,7 @@ class Supernet(nn.Module):
     @property
     def layer_order(self) -> tuple[int, ...]:
         """Blocks from the most to the least important; their own order while no importance of layers is known."""
-        return self._order.layers
+        return self._order.layers or tuple(range(self._full.num_layers))
 
     @contextmanager
     def activate(self, architecture: Architecture) -> Iterator[PreTrainedModel]:
@@ -131,6 +132,16 @@ class Supernet(nn.Module):
             make_plain(module)
         small.config.nas_llm = self._origin(architecture)
         return small
+
+    @property
+    def shared_modules(self) -> tuple[ElasticModule, ...]:
+        """Modules with weights outside of the blocks: embeddings, the last norm, the output head."""
+        return tuple(self._shared)
+
+    @property
+    def layer_modules(self) -> tuple[tuple[ElasticModule, ...], ...]:
+        """Modules with weights of every block of the whole network."""
+        return tuple(tuple(layer) for layer in self._in_layer)
 
     # ---------------------------------------------------------------- counting (shapes alone)
 
@@ -246,7 +257,7 @@ class Supernet(nn.Module):
         shared = {"hidden": architecture.hidden} if small else None
         for module in self._shared:
             _set(vars(module), "elastic_active", shared, undo)
-        for key, value in self._row.overrides(self.config, architecture).items():
+        for key, value in self._row.overrides(self._whole_config, architecture).items():
             _set_attribute(self.config, key, value, undo)
         for position, choice in enumerate(architecture.layers):
             whole = not small and choice == full.layers[choice.index]
