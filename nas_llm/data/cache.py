@@ -6,17 +6,20 @@ Files are written to a temporary name and renamed, so that concurrent processes 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nas_llm.data.records import TokenRecords
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,10 @@ def cached_records(
     return records
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A hash of all that decides which tokens a text becomes."""
+    from transformers import PreTrainedTokenizerFast
+
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         content = tokenizer.backend_tokenizer.to_str()
     else:
@@ -56,12 +61,12 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256((content + special).encode()).hexdigest()
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the tokenizer itself begins a text with its BOS, which tells that the model was trained so."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 1000) -> list[np.ndarray]:
+def encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], batch_size: int = 1000) -> list[np.ndarray]:
     """The tokens of each text, int32 of shape (length,), with no special token added."""
     encoded: list[np.ndarray] = []
     for first in range(0, len(texts), batch_size):
@@ -72,14 +77,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size:
 
 
 def _write(records: TokenRecords, path: Path) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {"tokens": records.tokens, "offsets": records.offsets, "masked": records.masked}
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise ValueError(
             f"data.cache_dir: cannot write {path} ({error}); set data.cache_dir to a writable folder with free space"
         ) from error

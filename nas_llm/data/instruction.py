@@ -6,16 +6,18 @@ The prompt's tokens are those of the prompt alone, as at inference, so that no t
 
 import logging
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
-
 from nas_llm.data.cache import adds_bos, encode, tokenizer_digest
 from nas_llm.data.files import DataFiles, check_sequence_length
 from nas_llm.data.module import SplitDataModule
 from nas_llm.data.records import TokenRecords
 from nas_llm.data.sources import Row, Source, text_field
 from nas_llm.data.template import WITH_INPUT, WITHOUT_INPUT, alpaca_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class InstructionData(SplitDataModule):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         path: str,
         *,
         sequence_length: int = 512,
@@ -116,16 +118,16 @@ class InstructionData(SplitDataModule):
 
 
 def encode_outputs(
-    tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]], prompts: list[np.ndarray]
+    tokenizer: "PreTrainedTokenizerBase", pairs: list[tuple[str, str]], prompts: list[np.ndarray]
 ) -> list[np.ndarray]:
     """The tokens with which each output continues its prompt: prompt and output as one text where the tokens of that
     begin with the prompt's, else the output's own (some tokenizers put a space before a text of its own)."""
     joint = encode(tokenizer, [prompt + output for prompt, output in pairs])
-    alone = encode(tokenizer, [output for _, output in pairs])
-    return [
-        whole[len(prompt) :] if np.array_equal(whole[: len(prompt)], prompt) else output
-        for whole, prompt, output in zip(joint, prompts, alone, strict=True)
-    ]
+    outputs = [whole[len(prompt) :] for whole, prompt in zip(joint, prompts, strict=True)]
+    straddling = [i for i, ids in enumerate(prompts) if not np.array_equal(joint[i][: len(ids)], ids)]
+    for i, alone in zip(straddling, encode(tokenizer, [pairs[i][1] for i in straddling]), strict=True):
+        outputs[i] = alone
+    return outputs
 
 
 def _pair(row: Row, where: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
@@ -61,7 +62,7 @@ class SplitDataModule(LightningDataModule):
             raise RuntimeError("call prepare_data() and setup() first")
         return self._datasets[split]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of a hash of the tokenised content of the four splits."""
         digest = hashlib.sha256()

@@ -33,7 +33,7 @@ def split_records(
     seed: int,
     block_length: int | None = None,
 ) -> dict[str, TokenRecords]:
-    """The four splits: those in `files` as they are, the others drawn from `main` by `sizes`, the rest of it for training.
+    """The four splits: those in `files` as they are, the others drawn from `main` by `sizes`, the rest to train on.
 
     With `block_length` sizes count blocks of that many tokens. Held-out splits drawn from `main` hold distinct records.
     Raises ValueError if the sizes leave nothing to train on.
@@ -42,8 +42,9 @@ def split_records(
     splits: dict[str, TokenRecords] = {}
     for name in HELD_OUT:
         if name in files:
-            splits[name] = _without(files[name], taken, name)
-            taken.update(files[name].keys())
+            file_keys = files[name].keys()
+            splits[name] = _without(files[name], file_keys, taken, name)
+            taken.update(file_keys)
     keys = main.keys()
     lengths = main.lengths if block_length else np.ones(len(main), dtype=np.int64)
     remaining = iter(np.random.default_rng(seed).permutation(len(main)).tolist())
@@ -54,7 +55,7 @@ def split_records(
             if chosen is None:
                 raise _too_large(sizes, files, len(main), int(lengths.sum()), block_length)
             splits[name] = main.take(sorted(chosen))
-    splits["train"] = _without(main, taken, "train")
+    splits["train"] = _without(main, keys, taken, "train")
     if not len(splits["train"]):
         raise _too_large(sizes, files, len(main), int(lengths.sum()), block_length)
     return splits
@@ -85,8 +86,8 @@ def _draw(
     return None
 
 
-def _without(records: TokenRecords, taken: set[bytes], name: str) -> TokenRecords:
-    kept = [index for index, key in enumerate(records.keys()) if key not in taken]
+def _without(records: TokenRecords, keys: list[bytes], taken: set[bytes], name: str) -> TokenRecords:
+    kept = [index for index, key in enumerate(keys) if key not in taken]
     if len(kept) < len(records):
         log.info("%s: %d of %d records belong to another split", name, len(records) - len(kept), len(records))
     return records if len(kept) == len(records) else records.take(kept)

@@ -9,16 +9,18 @@ import logging
 import re
 from collections.abc import Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
-
 from nas_llm.data.cache import adds_bos, encode, tokenizer_digest
 from nas_llm.data.files import DataFiles, check_sequence_length
 from nas_llm.data.module import SplitDataModule
 from nas_llm.data.packing import pack
 from nas_llm.data.records import TokenRecords
 from nas_llm.data.sources import Source, text_field
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class TextData(SplitDataModule):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: "PreTrainedTokenizerBase",
         path: str,
         *,
         sequence_length: int = 512,
