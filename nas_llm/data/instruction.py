@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from nas_llm.data.cache import adds_bos, encode, tokenizer_digest
 from nas_llm.data.files import DataFiles, check_sequence_length
 from nas_llm.data.module import SplitDataModule
