@@ -1,7 +1,8 @@
 """A sub-network as a value: how many units of each axis of the super-network stay active.
 
-Sizes are counts of units. Multi-head attention has ``kv_groups`` = number of heads and ``heads_per_group`` = 1; grouped-query attention keeps
-whole key/value groups and, within every kept group, the first ``heads_per_group`` query heads.
+Sizes are counts of units. Multi-head attention has ``kv_groups`` = number of heads and ``heads_per_group`` = 1;
+grouped-query attention keeps whole key/value groups and, within every kept group, the first ``heads_per_group``
+query heads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 
@@ -48,7 +50,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         indices = [layer.index for layer in self.layers]
-        if any(a >= b for a, b in zip(indices, indices[1:], strict=False)) or any(i < 0 for i in indices):
+        if any(a >= b for a, b in pairwise(indices)) or any(i < 0 for i in indices):
             raise ValueError(f"layers must be distinct and in the order of the super-network, got indices {indices}")
         if self.hidden < 1 or any(min(layer.shape) < 1 for layer in self.layers):
             raise ValueError(f"every size of an architecture must be at least 1, got {self.summary()}")

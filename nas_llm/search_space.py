@@ -1,8 +1,9 @@
 """Search spaces: which sub-networks of a super-network may be chosen.
 
-The joint space is paper 1, section 4: Theta_d x Theta_H x Theta_r x Theta_L (residual width, heads, FFN ratio, depth), the same for every layer; its FFN
-width is the ratio times the sub-network's own residual width, and a depth of L keeps the L most important layers (the first L while no layer
-importance is known). The per-layer space chooses heads and FFN width for every layer by itself, and any subset of layers.
+The joint space is paper 1, section 4: Theta_d x Theta_H x Theta_r x Theta_L (residual width, heads, FFN ratio,
+depth), the same for every layer; its FFN width is the ratio times the sub-network's own residual width, and a depth
+of L keeps the L most important layers (the first L while no layer importance is known). The per-layer space chooses
+heads and FFN width for every layer by itself, and any subset of layers.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _AXES = ("hidden", "kv_groups", "heads_per_group", "head_dim")
 class SearchSpace:
     """A finite space of architectures; every list of choices is ascending and its last value is the largest.
 
-    ``ffn`` holds ratios to the residual width (float) in the joint space and widths (int) in the per-layer space. ``depth`` is the
-    allowed numbers of layers. Use :meth:`joint` and :meth:`per_layer` to make one from a super-network.
+    ``ffn`` holds ratios to the residual width (float) in the joint space and widths (int) in the per-layer space.
+    ``depth`` is the allowed numbers of layers. Use :meth:`joint` and :meth:`per_layer` to make one from a super-network.
     """
 
     kind: Kind
@@ -70,38 +71,23 @@ class SearchSpace:
     ) -> SearchSpace:
         """The joint space, uniform over layers.
 
-        An axis left ``None`` gets at most ``steps`` choices, equally spaced between ``min_fraction`` of its full size and the full size, in multiples of
-        ``multiple_of`` (groups and layers: of 1). ``heads_per_group`` and ``head_dim`` stay whole unless given. ``ffn_ratio`` is relative
-        to the residual width of the sub-network; widths are rounded to ``multiple_of``.
+        An axis left ``None`` gets at most ``steps`` choices, equally spaced between ``min_fraction`` of its full size
+        and the full size, in multiples of ``multiple_of`` (groups and layers: of 1). ``heads_per_group`` and
+        ``head_dim`` stay whole unless given. ``ffn_ratio`` is relative to the residual width of the sub-network;
+        widths are rounded to ``multiple_of``.
 
         Raises:
             ValueError: an empty or impossible list of choices, or an axis that the family cannot slice.
         """
+        axes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
+        grid = _Grid(min_fraction, steps, multiple_of)
         full = _uniform(supernet.largest())
-        shape = full.layers[0]
-        grid = _Grid(min_fraction, steps)
+        width = full.layers[0].ffn
         if ffn_ratio is None:
-            widths = grid.choices("ffn", shape.ffn, multiple_of)
-            ratios: Sequence[float] = [width / full.hidden for width in widths]
+            ratios = tuple(choice / full.hidden for choice in grid.choices(width, multiple_of))
         else:
-            ratios = _checked_ratios(ffn_ratio, shape.ffn / full.hidden)
-        space = cls(
-            kind="joint",
-            hidden=_checked("hidden", hidden, full.hidden, lambda: grid.choices("hidden", full.hidden, multiple_of)),
-            kv_groups=_checked(
-                "kv_groups", kv_groups, shape.kv_groups, lambda: grid.choices("kv_groups", shape.kv_groups, 1)
-            ),
-            heads_per_group=_checked(
-                "heads_per_group", heads_per_group, shape.heads_per_group, lambda: [shape.heads_per_group]
-            ),
-            head_dim=_checked("head_dim", head_dim, shape.head_dim, lambda: [shape.head_dim]),
-            ffn=tuple(ratios),
-            depth=_checked("depth", depth, full.num_layers, lambda: grid.choices("depth", full.num_layers, 1)),
-            layer_order=tuple(supernet.layer_order),
-            ffn_max=shape.ffn,
-            multiple_of=multiple_of,
-        )
-        return space._refuse_static(supernet, full)
+            ratios = _checked_ratios(ffn_ratio, width / full.hidden)
+        return cls._of(supernet, "joint", axes, ratios, depth, grid)
 
     @classmethod
     def per_layer(
@@ -118,28 +104,42 @@ class SearchSpace:
         steps: int = 8,
         multiple_of: int = 8,
     ) -> SearchSpace:
-        """Heads and FFN width chosen for every layer, any subset of layers of an allowed size; residual width and head size are global.
+        """Heads and FFN width chosen for every layer, any subset of layers; residual width and head size are global.
 
         Defaults and errors as in :meth:`joint`; ``ffn`` lists widths.
         """
+        axes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
+        grid = _Grid(min_fraction, steps, multiple_of)
+        width = _uniform(supernet.largest()).layers[0].ffn
+        widths = _checked("ffn", ffn, width, grid.choices(width, multiple_of))
+        return cls._of(supernet, "per_layer", axes, widths, depth, grid)
+
+    @classmethod
+    def _of(
+        cls,
+        supernet: Elastic,
+        kind: Kind,
+        axes: Mapping[str, Sequence[int] | None],
+        ffn: tuple[float, ...],
+        depth: Sequence[int] | None,
+        grid: _Grid,
+    ) -> SearchSpace:
         full = _uniform(supernet.largest())
         shape = full.layers[0]
-        grid = _Grid(min_fraction, steps)
+        defaults = {
+            "hidden": grid.choices(full.hidden, grid.multiple_of),
+            "kv_groups": grid.choices(shape.kv_groups, 1),
+            "heads_per_group": [shape.heads_per_group],
+            "head_dim": [shape.head_dim],
+        }
         space = cls(
-            kind="per_layer",
-            hidden=_checked("hidden", hidden, full.hidden, lambda: grid.choices("hidden", full.hidden, multiple_of)),
-            kv_groups=_checked(
-                "kv_groups", kv_groups, shape.kv_groups, lambda: grid.choices("kv_groups", shape.kv_groups, 1)
-            ),
-            heads_per_group=_checked(
-                "heads_per_group", heads_per_group, shape.heads_per_group, lambda: [shape.heads_per_group]
-            ),
-            head_dim=_checked("head_dim", head_dim, shape.head_dim, lambda: [shape.head_dim]),
-            ffn=_checked("ffn", ffn, shape.ffn, lambda: grid.choices("ffn", shape.ffn, multiple_of)),
-            depth=_checked("depth", depth, full.num_layers, lambda: grid.choices("depth", full.num_layers, 1)),
+            kind=kind,
+            **{axis: _checked(axis, given, defaults[axis][-1], defaults[axis]) for axis, given in axes.items()},
+            ffn=ffn,
+            depth=_checked("depth", depth, full.num_layers, grid.choices(full.num_layers, 1)),
             layer_order=tuple(supernet.layer_order),
             ffn_max=shape.ffn,
-            multiple_of=multiple_of,
+            multiple_of=grid.multiple_of,
         )
         return space._refuse_static(supernet, full)
 
@@ -168,7 +168,7 @@ class SearchSpace:
         return self._extreme(0)
 
     def middle(self) -> Architecture:
-        """The heuristic sub-network: the middle choice of every axis (of an even number the larger), the most important layers."""
+        """The heuristic sub-network: the middle choice of every axis (of two the larger), the most important layers."""
         return self._extreme(None)
 
     def _extreme(self, position: int | None) -> Architecture:
@@ -222,8 +222,8 @@ class SearchSpace:
     def gene_sizes(self) -> tuple[int, ...]:
         """Number of choices of every gene.
 
-        Joint: hidden, head_dim, kv_groups, heads_per_group, ffn, depth. Per layer: hidden, head_dim, then for every layer of the super-network
-        kv_groups, heads_per_group, ffn, kept (2 choices).
+        Joint: hidden, head_dim, kv_groups, heads_per_group, ffn, depth. Per layer: hidden, head_dim, then for every
+        layer of the super-network kv_groups, heads_per_group, ffn, kept (2 choices).
         """
         shared = (len(self.hidden), len(self.head_dim))
         attention_and_ffn = (len(self.kv_groups), len(self.heads_per_group), len(self.ffn))
@@ -232,14 +232,14 @@ class SearchSpace:
         return shared + (*attention_and_ffn, 2) * len(self.layer_order)
 
     def encode(self, architecture: Architecture) -> np.ndarray:
-        """Indices into the choices, int64 of shape (len(gene_sizes),). Dropped layers carry the largest choices (canonical).
+        """Indices into the choices, int64 of shape (len(gene_sizes),); dropped layers carry the largest choices.
 
         Raises:
             ValueError: the architecture is not a point of this space.
         """
         if not architecture.layers or architecture.num_layers not in self.depth:
             raise ValueError(
-                f"an architecture of {architecture.num_layers} layers is not in the space: depth is one of {list(self.depth)}"
+                f"{architecture.num_layers} layers are not in the space: depth is one of {list(self.depth)}"
             )
         first = architecture.layers[0]
         shared = [_index("hidden", self.hidden, architecture.hidden), _index("head_dim", self.head_dim, first.head_dim)]
@@ -250,7 +250,7 @@ class SearchSpace:
             kept = tuple(layer.index for layer in architecture.layers)
             if not architecture.is_uniform or kept != self._most_important(len(kept)):
                 raise ValueError(
-                    f"not in the joint space (uniform layers, the most important ones kept): {architecture.summary()}, layers {kept}"
+                    f"not in the joint space (uniform, most important layers): {architecture.summary()}, layers {kept}"
                 )
             return np.array([*shared, *self._layer_genes(first, widths), self.depth.index(len(kept))], dtype=np.int64)
         dropped = [len(self.kv_groups) - 1, len(self.heads_per_group) - 1, len(self.ffn) - 1, 0]
@@ -263,7 +263,7 @@ class SearchSpace:
         return np.array(shared + genes, dtype=np.int64)
 
     def decode(self, genome: np.ndarray | Sequence[int]) -> Architecture:
-        """Inverse of :meth:`encode`; a per-layer genome with an impossible number of layers is mended by the most (least) important ones.
+        """Inverse of :meth:`encode`; an impossible number of layers is mended by the order of their importance.
 
         Raises:
             ValueError: wrong length or an index out of range.
@@ -375,18 +375,16 @@ class _Grid:
 
     min_fraction: float
     steps: int
+    multiple_of: int
 
     def __post_init__(self) -> None:
         if not 0 < self.min_fraction <= 1:
             raise ValueError(f"search_space.min_fraction={self.min_fraction}: allowed is above 0 and at most 1")
-        if self.steps < 1:
-            raise ValueError(f"search_space.steps={self.steps}: allowed is at least 1")
+        for key, value in (("steps", self.steps), ("multiple_of", self.multiple_of)):
+            if value < 1:
+                raise ValueError(f"search_space.{key}={value}: allowed is at least 1")
 
-    def choices(self, axis: str, full: int, multiple_of: int) -> list[int]:
-        if multiple_of < 1:
-            raise ValueError(f"search_space.multiple_of={multiple_of}: allowed is at least 1")
-        if self.steps == 1:
-            return [full]
+    def choices(self, full: int, multiple_of: int) -> list[int]:
         wanted = np.linspace(self.min_fraction * full, full, self.steps)[:-1]
         rounded = (max(1, round(float(size) / multiple_of)) * multiple_of for size in wanted)
         return sorted({size for size in rounded if size < full} | {full})
@@ -398,8 +396,8 @@ def _uniform(full: Architecture) -> Architecture:
     return full
 
 
-def _checked(axis: str, given: Sequence[int] | None, full: int, default: Any) -> tuple[int, ...]:
-    values = list(default()) if given is None else list(given)
+def _checked(axis: str, given: Sequence[int] | None, full: int, default: Sequence[int]) -> tuple[int, ...]:
+    values = list(default if given is None else given)
     if not values:
         raise ValueError(
             f"search_space.{axis}=[]: the list of choices is empty; allowed are sizes between 1 and {full}"

@@ -71,7 +71,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 def random_architectures(supernet: Supernet, count: int, seed: int = 0) -> list[Architecture]:
-    """Per-layer shapes, any subset of layers (the first one may go), heads within groups and, where allowed, head size."""
+    """Per-layer shapes, any subset of layers (the first may go), heads within groups, head size where allowed."""
     rng = np.random.default_rng(seed)
     full = supernet.largest()
     shape = full.layers[0]
@@ -325,7 +325,8 @@ def test_gradients_of_the_active_network_are_those_of_the_extracted_one():
     other = small.model.layers[0].mlp.down_proj.weight.grad
     rows, columns = other.shape
     assert torch.allclose(gradient[:rows, :columns], other, rtol=1e-4, atol=1e-6)
-    assert gradient[rows:].abs().sum() == 0 and gradient[:, columns:].abs().sum() == 0
+    assert gradient[rows:].abs().sum() == 0
+    assert gradient[:, columns:].abs().sum() == 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -4,8 +4,9 @@
 - head: the l2 norm of its attention output (what the output projection reads); a KV group: the sum over its heads;
 - hidden channel: the outputs of all normalisation layers, summed over layers.
 
-Activations (batch, sequence, units) are reduced over the tokens of a sample, then over samples; by default the mean absolute value
-over tokens and the l2 norm over samples. Padding does not count. One pass, statistics in float32, no copy of the model.
+Activations (batch, sequence, units) are reduced over the tokens of a sample, then over samples; by default the mean
+absolute value over tokens and the l2 norm over samples. Padding does not count. One pass, statistics in float32, no
+copy of the model.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Activation:
 
     @torch.no_grad()
     def __call__(self, supernet: Supernet, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Scores per axis, float32, on the CPU: ``hidden`` and per layer ``ffn``, ``heads_per_group`` and ``kv_groups``."""
+        """Scores per axis, float32, on the CPU: ``hidden``; per layer ``ffn``, ``heads_per_group``, ``kv_groups``."""
         statistics: dict[str, _Statistic] = {}
         mode = supernet.model.training
         supernet.model.eval()

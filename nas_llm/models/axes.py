@@ -1,8 +1,8 @@
 """The layout algebra: a weight dimension as a product, or a concatenation of products, of named axes.
 
-``G * H * D`` reads: the units of this dimension run over KV groups, in each over query heads, in each over head channels.
-``Q + K + V`` reads: three such blocks behind each other (a fused projection). From the layout alone follow the size of a
-dimension, its active slice, and the permutation that sorts it.
+``G * H * D`` reads: the units of this dimension run over KV groups, in each over query heads, in each over head
+channels. ``Q + K + V`` reads: three such blocks behind each other (a fused projection). From the layout alone
+follow the size of a dimension, its active slice, and the permutation that sorts it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Product(Layout):
         positions = torch.arange(self.size(full)).reshape([factor.size(full) for factor in self.factors])
         names = [factor.name if isinstance(factor, Axis) else "" for factor in self.factors]
         if "heads_per_group" in orders and "heads_per_group" in names:
-            # Every group has its own order of heads, indexed by the group's old place: sort inside before the groups move.
+            # Every group has its own order of heads, by the group's old place: sort inside before the groups move.
             groups, heads = names.index("kv_groups"), names.index("heads_per_group")
             index = orders["heads_per_group"].reshape(
                 [n if i in (groups, heads) else 1 for i, n in enumerate(positions.shape)]

@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates of sub-networks: arithmetic on axis sizes, no tensor touched.
 
-Every count of one block is a polynomial in the residual width, a + b hidden + c hidden^2, whose coefficients depend on the block's own shape
-alone; they are kept per shape, so that a whole architecture costs one look-up per layer.
+Every count of one block is a polynomial in the residual width, a + b hidden + c hidden^2, whose coefficients depend
+on the block's own shape alone; they are kept per shape, so that a whole architecture costs one look-up per layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Weights = tuple[tuple[Layout, ...], ...]
 
 @dataclass(frozen=True)
 class Costs:
-    """Layouts of all weights of a super-network: ``weights`` once each (parameters), ``projections`` (multiply-accumulates)."""
+    """Layouts of a super-network's ``weights``, each once (parameters), and ``projections`` (multiply-accumulates)."""
 
     weights: Weights
     projections: Weights

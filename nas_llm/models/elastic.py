@@ -1,8 +1,9 @@
 """The elastic mixin: a module whose weights are sliced where they are read; its forward pass stays Hugging Face's own.
 
-``make_elastic`` changes the class of a module in place to a subclass whose ``weight`` and ``bias`` are properties. While no
-sub-network is active they are the parameters themselves, so that state dicts, optimizers, hooks and adapters see
-nothing new. The slices are made inside forward, never before, so that sharded weights stay sharded outside of it.
+``make_elastic`` changes the class of a module in place to a subclass whose ``weight`` and ``bias`` are properties.
+While no sub-network is active they are the parameters themselves, so that state dicts, optimizers, hooks and
+adapters see nothing new. The slices are made inside forward, never before, so that sharded weights stay sharded
+outside of it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def make_elastic(module: nn.Module, layouts: Layouts, full: Sizes) -> None:
 
 
 def make_plain(module: nn.Module) -> None:
-    """Gives a module whose parameters have been replaced by their slices its own class back, with its sizes told right."""
+    """Gives a module, whose parameters have been replaced by their slices, its own class and right sizes back."""
     if not isinstance(module, ElasticModule):
         return
     for name in ("elastic_layouts", "elastic_full", "elastic_active"):

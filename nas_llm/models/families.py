@@ -1,8 +1,8 @@
 """The table: which axes the weights of a model family carry, and which constants of its modules follow the sizes.
 
-A row names a module by its suffix and gives the layouts of its weight: ``(out, in)`` for a projection, ``(dim,)`` for a norm,
-``(ANY, dim)`` for an embedding; ``ANY`` is a dimension that is never cut. A family that deviates (fused projections,
-norms across heads, static head counts, embedding scales) deviates in its row alone.
+A row names a module by its suffix and gives the layouts of its weight: ``(out, in)`` for a projection, ``(dim,)``
+for a norm, ``(ANY, dim)`` for an embedding; ``ANY`` is a dimension that is never cut. A family that deviates (fused
+projections, norms across heads, static head counts, embedding scales) deviates in its row alone.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _prefix_of_frequencies_is_a_model(config: PreTrainedConfig) -> bool:
 
 
 def _with_rope_theta(parameters: dict[str, Any], fraction: float) -> dict[str, Any]:
-    """theta ** fraction gives a head of ``fraction`` of the size the first of the full head's frequencies: theta ** (-2 i / head_dim)."""
+    """The theta whose frequencies theta ** (-2 i / head_dim), at a fraction of the size, are the full head's first."""
     if "rope_theta" in parameters:
         return parameters | {"rope_theta": parameters["rope_theta"] ** fraction}
     return {

@@ -1,8 +1,9 @@
 """Loading and saving: Hugging Face directories, and those of models that no stock configuration can describe.
 
-A sub-network that the stock class can express is saved as any Hugging Face model is. Another one (layers of different shapes, head counts that do
-not divide the width ...) gets a ``config.json`` of model type ``nas_llm``, which holds the configuration it was cut from and the cut; the stock
-loader refuses that by name, :func:`from_pretrained` rebuilds it without remote code.
+A sub-network that the stock class can express is saved as any Hugging Face model is. Another one (layers of
+different shapes, head counts that do not divide the width ...) gets a ``config.json`` of model type ``nas_llm``,
+which holds the configuration it was cut from and the cut; the stock loader refuses that by name,
+:func:`from_pretrained` rebuilds it without remote code.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def from_pretrained(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Loads a causal language model: a directory that :func:`save_pretrained` or Hugging Face wrote, a hub name, an embedded one.
+    """Loads a causal language model: a directory (of :func:`save_pretrained` or Hugging Face), a hub or embedded name.
 
     ``dtype`` None keeps the precision of the file.
 
@@ -124,7 +125,7 @@ def save_pretrained(
 
 
 def is_stock(model: PreTrainedModel) -> bool:
-    """Whether the stock class, built from the model's own configuration, has the same weights and the same constants."""
+    """Whether the stock class, built from the model's own configuration, has the same weights and constants."""
     from nas_llm.models.families import FAMILIES, family_of
 
     if getattr(model.config, "nas_llm", None) is None or model.config.model_type not in FAMILIES:
@@ -239,7 +240,10 @@ def _swap(folder: Path, target: Path) -> None:
 def _not_found(path: str) -> str:
     if Path(path).is_dir():
         return f"model.path={path}: the directory holds no loadable model (config.json and *.safetensors are needed)"
-    return f"model.path={path}: neither a local directory, nor an embedded model (microworld_llama, microworld_neox), nor loadable from the hub"
+    return (
+        f"model.path={path}: neither a local directory, nor an embedded model (microworld_llama, microworld_neox), "
+        "nor loadable from the hub"
+    )
 
 
 def _first_line(error: Exception) -> str:

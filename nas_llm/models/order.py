@@ -18,7 +18,7 @@ _LAYER_AXES = ("kv_groups", "heads_per_group", "ffn")
 
 @dataclass(frozen=True)
 class Order:
-    """``units[key]`` lists old places in their new order; keys as in :meth:`nas_llm.Supernet.sort`. Axes left out keep theirs.
+    """``units[key]`` lists old places in new order (keys of :meth:`nas_llm.Supernet.sort`); axes left out keep theirs.
 
     ``layers`` lists the blocks, most important first; None while nothing is known of them.
     """

@@ -1,8 +1,9 @@
-"""The super-network: a Hugging Face decoder whose sub-networks run, are counted, sorted and extracted by the axes of its weights.
+"""The super-network: a Hugging Face decoder whose sub-networks run, are counted, sorted and extracted by the axes of
+its weights.
 
-The model stays what it was; :meth:`Supernet.activate` sets, for the time of a ``with`` block, which units of every axis its
-modules see, the constants that follow the sizes (head counts, rotary frequencies, embedding scale), the kept blocks with contiguous
-cache indices, and the configuration of the small model.
+The model stays what it was; :meth:`Supernet.activate` sets, for the time of a ``with`` block, which units of every
+axis its modules see, the constants that follow the sizes (head counts, rotary frequencies, embedding scale), the
+kept blocks with contiguous cache indices, and the configuration of the small model.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class Supernet(nn.Module):
     def extract(self, architecture: Architecture) -> PreTrainedModel:
         """The sub-network as a plain model that shares nothing with the super-network.
 
-        ``config.nas_llm`` says what it was cut from; :func:`nas_llm.save_pretrained` decides with it whether the stock class can load it.
+        ``config.nas_llm`` says what it was cut from; with it :func:`nas_llm.save_pretrained` decides whether the stock
+        class can load it.
         """
         with self.activate(architecture) as model:
             replaced: dict[int, Any] = {}
@@ -150,7 +152,7 @@ class Supernet(nn.Module):
         return self._costs.num_parameters(architecture)
 
     def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
-        """Multiply-accumulates of one forward pass: every projection, the output head and attention (full square, no mask)."""
+        """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask)."""
         return self._costs.macs(architecture, batch_size, sequence_length)
 
     def weight_bytes(self, architecture: Architecture) -> int:
@@ -166,10 +168,10 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def sort(self, importance: Mapping[str, Tensor]) -> None:
-        """Permutes the units of every scored axis in place, the most important first; the function of the network stays.
+        """Permutes the units of every scored axis in place, the most important first; the network's function stays.
 
-        Keys: ``hidden`` (hidden,), ``layers.{i}.kv_groups`` (groups,), ``layers.{i}.heads_per_group`` (groups, heads per group),
-        ``layers.{i}.ffn`` (ffn,), ``layers`` (depth,) for the order in which layers are kept.
+        Keys: ``hidden`` (hidden,), ``layers.{i}.kv_groups`` (groups,), ``layers.{i}.heads_per_group`` (groups, heads
+        per group), ``layers.{i}.ffn`` (ffn,), ``layers`` (depth,) for the order in which layers are kept.
 
         Raises:
             ValueError: an unknown key, a wrong shape, or scores that are not finite; nothing has been permuted then.
@@ -201,7 +203,7 @@ class Supernet(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, **kwargs: Any) -> Supernet:
-        """Inverse of :meth:`save`; ``kwargs`` go to :meth:`from_pretrained`. A directory without axes order loads unsorted."""
+        """Inverse of :meth:`save`; ``kwargs`` go to :meth:`from_pretrained`. Without an axes order it is unsorted."""
         supernet = cls.from_pretrained(path, **kwargs)
         supernet._order = read_order(Path(path), supernet._full)
         return supernet
@@ -223,7 +225,7 @@ class Supernet(nn.Module):
                 row, full, found = self._row.shared.get(name), hidden, self._shared
             if row is None:
                 raise ValueError(
-                    f"{type(self.model).__name__}: the module {name!r} is not in the table of model family {self.family!r} "
+                    f"{type(self.model).__name__}: the module {name!r} is not in the table of family {self.family!r} "
                     "(nas_llm/models/families.py); this variant of the family is not supported"
                 )
             make_elastic(module, _layouts(name, module, row, full), full)
@@ -244,11 +246,11 @@ class Supernet(nn.Module):
         if head_dims != {full.layers[0].head_dim}:
             if "head_dim" not in self.elastic_axes:
                 raise ValueError(
-                    f"head_dim={sorted(head_dims)}: family {self.family!r} cannot slice head_dim ({full.layers[0].head_dim})"
+                    f"head_dim={sorted(head_dims)}: family {self.family!r} cannot slice it ({full.layers[0].head_dim})"
                 )
             if len(head_dims) > 1 or any(size % 2 for size in head_dims):
                 raise ValueError(
-                    f"head_dim={sorted(head_dims)}: allowed is one even size for all layers (they share the rotary embedding)"
+                    f"head_dim={sorted(head_dims)}: allowed is one even size for all layers (one rotary embedding)"
                 )
 
     def _apply_architecture(self, architecture: Architecture, undo: Undo) -> None:
@@ -330,7 +332,7 @@ def _layouts(name: str, module: nn.Module, row: Row, full: Sizes) -> Layouts:
         expected = tuple(dimension.size(full) for dimension in layout)
         if expected != tuple(parameter.shape):
             raise ValueError(
-                f"{name}.{parameter_name} has the shape {tuple(parameter.shape)}, the table of families expects {expected}; "
+                f"{name}.{parameter_name} has the shape {tuple(parameter.shape)}, the table expects {expected}; "
                 "this variant of the family is not supported"
             )
         found[parameter_name] = layout
