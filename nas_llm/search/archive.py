@@ -163,6 +163,7 @@ def _read(path: Path) -> tuple[list[Evaluation], int]:
 
 def _append_line(path: Path, line: str) -> None:
     data = memoryview(f"{line}\n".encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:

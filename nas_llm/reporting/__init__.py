@@ -1,0 +1,7 @@
+"""Tables, pictures, model cards and the report of a run: made from the files of its directory and from nothing else."""
+
+from nas_llm.reporting.html_report import write_report
+from nas_llm.reporting.model_card import write_model_card
+from nas_llm.reporting.tables import front_table
+
+__all__ = ["front_table", "write_model_card", "write_report"]

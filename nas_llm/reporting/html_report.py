@@ -1,0 +1,200 @@
+"""report.html: one self-contained page about a run, made from the files of its directory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nas_llm.reporting import charts, numbers, tables
+from nas_llm.reporting.front_plot import plot_front
+from nas_llm.reporting.model_card import LOADERS, SEARCHERS, metric_rows, recipe
+from nas_llm.reporting.run_files import Export, RunFiles, Search
+from nas_llm.reporting.templates import render
+from nas_llm.run_directory import read_json, write_text
+from nas_llm.search_space import SearchSpace
+
+HTML_FILE = "report.html"
+HALF = 0.5
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html`, and `pareto.png` and `pareto.csv` where the run was searched; returns the page's path.
+
+    Raises:
+        ValueError: `run_dir` is no directory, or one of its files is damaged.
+    """
+    run = RunFiles(run_dir)
+    if run.search is not None:
+        tables.write_csv(run, run.search)
+        plot_front(run, run.search)
+    path = run.path / HTML_FILE
+    write_text(path, render("report.html.j2", _context(run)))
+    return path
+
+
+def _context(run: RunFiles) -> dict[str, Any]:
+    search = run.search
+    return {
+        "name": run.name,
+        "recipe": recipe(run),
+        "command": " ".join(run.stages[0]["argv"]) if run.stages else "",
+        "status": _status(run),
+        "tiles": _tiles(run, search) if search else [],
+        "front": _front(run, search) if search else None,
+        "exports": [_export(run, search, export) for export in run.exports] if search else [],
+        "curves": _curves(run),
+        "search": _search_facts(run, search) if search else [],
+        "metrics": _other_metrics(run),
+        "configuration": run.configuration,
+        "environment": _environment(run),
+        "stages": [_stage(stage) for stage in run.stages],
+    }
+
+
+def _tiles(run: RunFiles, search: Search) -> list[dict[str, str]]:
+    """The figures one would tell a colleague."""
+    quality = search.qualities[0]
+    best, half = search.full.objectives[quality], search.closest(HALF)
+    name, unit = numbers.label(quality), search.unit(quality)
+    difference = numbers.signed(half.objectives[quality] - best)
+    truncated = search.truncation.get(half.id)
+    tiles = [
+        {
+            "figure": numbers.count(search.full.objectives["params"]),
+            "what": "parameters in the full network",
+            "note": f"{name} {numbers.value(quality, best, unit)}",
+        },
+        {
+            "figure": f"{len(search.front)} of {len(search.front) + len(search.dominated)}",
+            "what": "measured networks on the front",
+            "note": f"from {numbers.percent(search.fraction(search.front[0]))} of the parameters up",
+        },
+        {
+            "figure": numbers.value(quality, half.objectives[quality], unit),
+            "what": f"{name} at {numbers.percent(search.fraction(half))} of the parameters",
+            "note": f"{difference} against the full network",
+        },
+    ]
+    if truncated is not None:
+        tiles.append(
+            {
+                "figure": numbers.value(quality, truncated.objectives[quality], unit),
+                "what": f"{name} of the untrained network cut to that size",
+                "note": "naive truncation, no sorting, no training",
+            }
+        )
+    return tiles
+
+
+def _front(run: RunFiles, search: Search) -> dict[str, Any]:
+    names = list(dict.fromkeys(["params", *search.qualities, *search.costs]))
+    planes = [(cost, quality) for quality in search.qualities for cost in search.costs if cost != quality]
+    return {
+        "charts": [charts.front_chart(run, search, cost, quality) for cost, quality in planes],
+        "heads": [numbers.axis(name, search.unit(name)) for name in names],
+        "truncated": numbers.label(search.qualities[0]) if search.truncation else "",
+        "rows": tables.rows(run, search),
+        "shown": tables.thinned(tables.rows(run, search)),
+        "grouped": any(row.shape["groups"] != row.shape["heads"] for row in tables.rows(run, search)),
+        "has_exports": bool(run.exports),
+        "has_baseline": bool(search.truncation),
+    }
+
+
+def _export(run: RunFiles, search: Search, export: Export) -> dict[str, Any]:
+    quality = search.qualities[0]
+    baseline = search.truncation.get(export.id)
+    values = export.evaluation.objectives
+    size = numbers.percent(search.fraction(export.evaluation))
+    facts = {
+        "parameters": f"{numbers.count(values['params'])} ({size} of the full)",
+        **{numbers.label(n): _against(search, n, values[n]) for n in search.objectives if n != "params"},
+    }
+    if baseline is not None:
+        facts[f"{numbers.label(quality)}, truncated"] = numbers.value(quality, baseline.objectives[quality])
+    facts["built as"] = export.evaluation.architecture.summary()
+    return {
+        "id": export.id,
+        "size": size,
+        "facts": facts,
+        "chart": charts.layers_chart(export.evaluation.architecture, search.full.architecture),
+        "path": str(export.path.relative_to(run.path)),
+        "stock": export.stock,
+        "loader": LOADERS[export.stock].format(path=export.path.relative_to(run.path)),
+        "metrics": metric_rows(run, export.id, besides=search.objectives),
+    }
+
+
+def _against(search: Search, name: str, value: float) -> str:
+    shown = numbers.value(name, value, search.unit(name))
+    whole = search.full.objectives[name]
+    if name in numbers.COUNTS or name == "latency":
+        return f"{shown} ({numbers.percent(value / whole)} of the full)"
+    return f"{shown} ({numbers.signed(value - whole)} against the full)"
+
+
+def _curves(run: RunFiles) -> dict[str, Any] | None:
+    if not run.curves:
+        return None
+    return {"chart": charts.curves_chart(run.curves), "names": [curve.name for curve in run.curves]}
+
+
+def _search_facts(run: RunFiles, search: Search) -> dict[str, str]:
+    facts, file = search.facts, run.path / "search_space.json"
+    overhead = facts["search_overhead"]
+    return {
+        "searcher": SEARCHERS.get(facts["searcher"], facts["searcher"]),
+        "objectives": ", ".join(f"{name} ({o['direction']}, {o['unit']})" for name, o in search.objectives.items()),
+        "search space": f"{SearchSpace.from_dict(read_json(file)).size:,} architectures" if file.exists() else "",
+        "asked for": f"{facts['evaluations']:,} architectures, {facts['from_archive']:,} of them known before",
+        "measured on": f"{facts['samples']:,} records of the {facts['split']} split",
+        "time": f"{numbers.duration(facts['evaluation_seconds'])} measuring"
+        + (f", the searcher's own time is {numbers.percent(overhead)} of that" if overhead is not None else ""),
+        "super-network": f"step {facts['step']:,}",
+    }
+
+
+def _other_metrics(run: RunFiles) -> list[dict[str, str]]:
+    """Metrics that are shown nowhere else on the page."""
+    shown = {export.id for export in run.exports}
+    objectives = run.search.objectives if run.search else {}
+    ids = dict.fromkeys(m["architecture"] for m in run.metrics if m.get("architecture") not in {None, *shown})
+    return [{"network": _name(run, id), **row} for id in ids for row in metric_rows(run, id, besides=objectives)]
+
+
+def _name(run: RunFiles, id: str) -> str:
+    return "full network" if run.search and run.search.full.id == id else id
+
+
+def _environment(run: RunFiles) -> dict[str, str]:
+    """Of the first stage, which made the super-network."""
+    if not run.stages:
+        return {}
+    stage = run.stages[0]
+    hardware, git = stage.get("hardware", {}), stage.get("git")
+    gpus = ", ".join(hardware.get("gpus", [])) or "no graphics card"
+    size = f"{hardware.get('cores', '?')} cores, {hardware.get('memory_gib', '?')} GiB"
+    packages = ", ".join(f"{name} {version}" for name, version in stage.get("versions", {}).items())
+    return {
+        "hardware": f"{hardware.get('cpu', '')}, {size}, {gpus}",
+        "system": str(hardware.get("platform", "")),
+        "packages": packages,
+        "git": f"{git['commit'][:12]}{' with uncommitted changes' if git['dirty'] else ''}" if git else "no repository",
+        "seed": str(stage.get("seed", "")),
+    }
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
+    seconds = stage.get("seconds")
+    return {
+        "command": " ".join(stage["argv"]),
+        "started": str(stage.get("started", "")).replace("T", " ").partition("+")[0],
+        "took": "" if seconds is None else numbers.duration(seconds),
+        "status": stage.get("status", ""),
+    }
+
+
+def _status(run: RunFiles) -> str:
+    if not run.stages:
+        return ""
+    first = _stage(run.stages[0])
+    return " · ".join(part for part in (f"started {first['started']} UTC", first["took"], first["status"]) if part)

@@ -1,0 +1,154 @@
+"""README.md of an exported model: how it was made, how it is built, what it measures, and how to load it."""
+
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from nas_llm.architecture import Architecture
+from nas_llm.reporting import numbers
+from nas_llm.reporting.run_files import RunFiles
+from nas_llm.reporting.templates import render
+from nas_llm.run_directory import read_json, write_text
+from nas_llm.search.archive import TRUNCATION
+
+CARD_FILE = "README.md"
+LOADERS = {  # of models that the stock class can load, and of those it cannot
+    True: "from transformers import AutoModelForCausalLM\n\n"
+    'model = AutoModelForCausalLM.from_pretrained(\n    "{path}"\n)',
+    False: 'import nas_llm\n\nmodel = nas_llm.from_pretrained("{path}")',
+}
+OWN_MODEL_TYPE = "nas_llm"
+SEARCHERS = {"nsga2": "NSGA-II"}
+
+
+def write_model_card(
+    path: str | Path, architecture: Architecture, *, run_dir: str | Path, full: Architecture | None = None
+) -> Path:
+    """Write the model card into an exported directory, from the files of the run that it came from.
+
+    Args:
+        path: the exported directory, which holds `config.json`.
+        architecture: what was exported.
+        run_dir: the run.
+        full: the whole network; by default as the run's search recorded it.
+
+    Raises:
+        ValueError: `path` holds no model, or one of the run's files is damaged.
+    """
+    folder, run = Path(path), RunFiles(run_dir)
+    config = read_json(folder / "config.json")
+    stock = config.get("model_type") != OWN_MODEL_TYPE
+    whole = full or (run.search.full.architecture if run.search else None)
+    measured = {e.id: e for e in run.evaluations if e.source != TRUNCATION}.get(architecture.id)
+    params = measured.objectives.get("params") if measured else None
+    context = {
+        "id": architecture.id,
+        "title": f"{run.name}: sub-network {architecture.id}",
+        "base": run.setting("model.path"),
+        "recipe": recipe(run),
+        "stock": stock,
+        "loader": LOADERS[stock].format(path=folder.name),
+        "class_name": next(iter(config.get("architectures") or []), "the stock class"),
+        "summary": architecture.summary(),
+        "parameters": None if params is None else numbers.count(params),
+        "fraction": _fraction(run, params),
+        "layers": _layers(architecture, whole),
+        "hidden": _of(architecture.hidden, whole.hidden if whole else None),
+        "depth": _of(architecture.num_layers, whole.num_layers if whole else None),
+        "metrics": metric_rows(run, architecture.id),
+        "results": _model_index(run, architecture.id),
+        "command": " ".join(run.stages[0]["argv"]) if run.stages else "",
+        "versions": run.stages[0].get("versions", {}) if run.stages else {},
+    }
+    card = folder / CARD_FILE
+    write_text(card, render("model_card.md.j2", context))
+    return card
+
+
+def recipe(run: RunFiles) -> list[str]:
+    """How the networks of a run were made, one sentence per step, as far as its configuration tells."""
+    steps = []
+    if base := run.setting("model.path"):
+        steps.append(f"The pre-trained model is {base}.")
+    if importance := run.strategy("importance"):
+        steps.append(
+            f"Its units were sorted by {_named(importance, 'importance')}, so that sub-networks keep the best."
+        )
+    if sampler := run.strategy("sampler"):
+        length = f" for {run.setting('trainer.max_steps'):,} steps" if run.setting("trainer.max_steps") else ""
+        data = f" on {run.setting('data.path')}" if run.setting("data.path") else ""
+        teacher = f" and {_named(run.strategy('distillation'), 'distillation')}" if run.strategy("distillation") else ""
+        steps.append(f"It was trained as a super-network with the {_named(sampler, 'sampler')}{teacher}{length}{data}.")
+    if run.search is not None:
+        *first, last = (numbers.label(name) for name in run.search.objectives)
+        compared, facts = " and ".join(filter(None, [", ".join(first), last])), run.search.facts
+        searcher = SEARCHERS.get(facts["searcher"], facts["searcher"])
+        steps.append(f"{searcher} compared {facts['evaluations']:,} sub-networks by {compared}.")
+    return steps
+
+
+def _named(strategy: str | None, kind: str) -> str:
+    """activation importance, sandwich sampler, forward KL distillation."""
+    return strategy if strategy is not None and kind in strategy else f"{strategy} {kind}"
+
+
+def metric_rows(run: RunFiles, id: str, *, besides: Container[str] = ()) -> list[dict[str, str]]:
+    """The run's metrics of one network with units, data and number of samples, leaving out the names in `besides`."""
+    rows = []
+    for metric in run.metrics:
+        if metric.get("architecture") != id or metric["name"] in besides or metric.get("variant") == TRUNCATION:
+            continue
+        data = ", ".join(str(metric[key]) for key in ("data", "split") if metric.get(key))
+        name = numbers.label(metric["name"])
+        rows.append(
+            {
+                "name": f"{name} ({metric['variant']})" if metric.get("variant") else name,
+                "value": numbers.value(metric["name"], metric["value"]),
+                "unit": "" if metric.get("unit") in (None, "1", "parameters") else str(metric["unit"]),
+                "data": data,
+                "samples": f"{metric['samples']:,}" if metric.get("samples") else "",
+            }
+        )
+    return rows
+
+
+def _layers(architecture: Architecture, full: Architecture | None) -> list[dict[str, str]]:
+    kept = {layer.index: layer for layer in architecture.layers}
+    whole = {layer.index: layer for layer in full.layers} if full else {}
+    rows = []
+    for index in sorted(whole.keys() | kept.keys()):
+        layer, of = kept.get(index), whole.get(index)
+        if layer is None:
+            rows.append({"index": str(index), "heads": "dropped", "groups": "", "head_dim": "", "ffn": ""})
+            continue
+        row = {
+            "heads": _of(layer.heads, of.heads if of else None),
+            "groups": _of(layer.kv_groups, of.kv_groups if of else None),
+            "head_dim": _of(layer.head_dim, of.head_dim if of else None),
+            "ffn": _of(layer.ffn, of.ffn if of else None),
+        }
+        rows.append({"index": str(index), **row})
+    return rows
+
+
+def _of(kept: int, whole: int | None) -> str:
+    return str(kept) if whole is None or whole == kept else f"{kept} of {whole}"
+
+
+def _fraction(run: RunFiles, params: float | None) -> str:
+    if params is None or run.search is None:
+        return ""
+    return numbers.percent(params / run.search.full.objectives["params"])
+
+
+def _model_index(run: RunFiles, id: str) -> list[dict[str, Any]]:
+    """Metrics with a data set, as the front matter of Hugging Face's cards holds them."""
+    own = str(run.setting("data.path") or run.strategy("data") or "own data")
+    return [
+        {"dataset": f"{metric.get('data') or own}, {metric['split']}", "name": metric["name"], "value": metric["value"]}
+        for metric in run.metrics
+        if metric.get("architecture") == id
+        and metric.get("split")
+        and metric["value"] is not None
+        and metric.get("variant") != TRUNCATION
+    ]

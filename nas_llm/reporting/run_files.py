@@ -1,0 +1,203 @@
+"""A run directory as read from its files, and from nothing else: configuration, provenance, archive, metrics, logs,
+exports.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nas_llm.run_directory import read_json, read_metrics
+from nas_llm.search.archive import TRUNCATION, Evaluation, read_archive
+from nas_llm.search.directory import ARCHIVE_FILE, SEARCH_FILE, first_layers
+from nas_llm.search.pareto import COSTS, pareto_front
+
+SIZES = ("largest", "middle", "smallest")
+TRAINING = "training"  # the loss that training lowers, of the sampled networks where it is logged apart
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search compared and found. `truncation` maps ids of the front to the baseline at the same sizes."""
+
+    objectives: Mapping[str, Mapping[str, str]]  # name -> unit, direction
+    full: Evaluation
+    front: tuple[Evaluation, ...]  # sorted by the first objective
+    dominated: tuple[Evaluation, ...]
+    truncation: Mapping[str, Evaluation]
+    facts: Mapping[str, Any]  # search.json
+
+    @property
+    def costs(self) -> list[str]:
+        """Objectives that say what a network costs; parameters where there is none."""
+        return [name for name in self.objectives if name in COSTS] or ["params"]
+
+    @property
+    def qualities(self) -> list[str]:
+        """Objectives that say how well it does; costs where there is none."""
+        return [name for name in self.objectives if name not in COSTS] or self.costs[1:] or self.costs
+
+    def unit(self, name: str) -> str:
+        return self.objectives[name]["unit"] if name in self.objectives else "parameters"
+
+    def is_better(self, name: str, value: float, than: float) -> bool:
+        return value > than if self.objectives[name]["direction"] == "max" else value < than
+
+    def fraction(self, evaluation: Evaluation) -> float:
+        """Of the full network's parameters."""
+        return evaluation.objectives["params"] / self.full.objectives["params"]
+
+    def closest(self, fraction: float) -> Evaluation:
+        """The network of the front that is closest to this fraction of the parameters."""
+        return min(self.front, key=lambda evaluation: abs(self.fraction(evaluation) - fraction))
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported model below `subnets/`. `stock` says whether plain transformers can load it."""
+
+    path: Path
+    evaluation: Evaluation
+    stock: bool
+
+    @property
+    def id(self) -> str:
+        return self.evaluation.id
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One logged value over the optimizer steps."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+class RunFiles:
+    """Reads what is there, when it is asked for; what is not there is None or empty.
+
+    Raises:
+        ValueError: `run_dir` is no directory, or one of its files is damaged.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.path = Path(run_dir)
+        if not self.path.is_dir():
+            raise ValueError(f"run_dir={run_dir} is no directory: name one that nas-llm train has made")
+
+    @cached_property
+    def configuration(self) -> str:
+        """The composed configuration, as YAML."""
+        file = self.path / ".hydra" / "config.yaml"
+        return file.read_text() if file.exists() else ""
+
+    def setting(self, key: str) -> Any:
+        """One value of the configuration; None where it is absent or cannot be resolved outside of the run."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.select(self._config, key, throw_on_resolution_failure=False)
+
+    @cached_property
+    def _config(self) -> Any:
+        from omegaconf import OmegaConf
+
+        return OmegaConf.create(self.configuration)
+
+    def strategy(self, group: str) -> str | None:
+        """The class chosen in a group of the configuration, as words: ForwardKL -> forward KL."""
+        target = self.setting(f"{group}._target_")
+        words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", str(target or "").rpartition(".")[2])
+        return " ".join(word if word.isupper() else word.lower() for word in words) or None
+
+    @property
+    def name(self) -> str:
+        return str(self.setting("name") or self.path.resolve().name)
+
+    @cached_property
+    def stages(self) -> list[dict[str, Any]]:
+        """Entries of provenance.json, one per stage that was run."""
+        file = self.path / "provenance.json"
+        return read_json(file)["stages"] if file.exists() else []
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path)
+
+    @cached_property
+    def evaluations(self) -> list[Evaluation]:
+        file = self.path / ARCHIVE_FILE
+        return read_archive(file) if file.exists() else []
+
+    @cached_property
+    def search(self) -> Search | None:
+        """The last search; None where there was none."""
+        file = self.path / SEARCH_FILE
+        if not file.exists():
+            return None
+        facts = read_json(file)
+        names = {"params", *facts["objectives"]}
+        here = [e for e in self.evaluations if e.step == facts["step"] and e.source != TRUNCATION]
+        latest = {e.id: e for e in here if names <= e.objectives.keys()}
+        if facts["full"] not in latest:
+            raise ValueError(
+                f"{self.path / ARCHIVE_FILE} lacks the full network {facts['full']}: run nas-llm search again"
+            )
+        baseline = {e.id: e for e in self.evaluations if e.source == TRUNCATION}
+        front = pareto_front(latest.values(), {name: o["direction"] for name, o in facts["objectives"].items()})
+        matches = {e.id: baseline.get(first_layers(e.architecture).id) for e in front}
+        on_front = {e.id for e in front}
+        return Search(
+            objectives=facts["objectives"],
+            full=latest[facts["full"]],
+            front=tuple(front),
+            dominated=tuple(e for e in latest.values() if e.id not in on_front and e.is_finite),
+            truncation={id: found for id, found in matches.items() if found is not None},
+            facts=facts,
+        )
+
+    @cached_property
+    def exports(self) -> list[Export]:
+        """Models in `subnets/<id>`, the largest first."""
+        known = {e.id: e for e in self.evaluations if e.source != TRUNCATION}
+        found = []
+        for file in (self.path / "subnets").glob("*/config.json"):
+            if file.parent.name in known:
+                stock = json.loads(file.read_text()).get("model_type") != "nas_llm"
+                found.append(Export(file.parent, known[file.parent.name], stock))
+        return sorted(found, key=lambda export: -export.evaluation.objectives["params"])
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Losses of the training log: validation of the largest, the middle and the smallest network, and training."""
+        rows = self._log()
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        chosen = {size: _column(columns, "val", size) for size in SIZES} | {
+            TRAINING: _column(columns, "train", "sampled")
+        }
+        curves = [Curve(name, _points(rows, column)) for name, column in chosen.items() if column is not None]
+        return [curve for curve in curves if len(curve.points) > 1]
+
+    def _log(self) -> list[dict[str, str]]:
+        """Rows of the CSV logs in the order of the versions; a resumed run goes on in the next one."""
+        versions = sorted(self.path.glob("logs/version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
+        rows = []
+        for file in versions:
+            with file.open(newline="") as handle:
+                rows += list(csv.DictReader(handle))
+        return rows
+
+
+def _column(columns: list[str], prefix: str, network: str) -> str | None:
+    """The column of `val/loss_largest` and the like: a loss of that network in that loop."""
+    words = {prefix, "loss", network}
+    return next((column for column in columns if words <= set(re.split(r"[/_.]", column.lower()))), None)
+
+
+def _points(rows: list[dict[str, str]], column: str) -> tuple[tuple[float, float], ...]:
+    by_step = {float(row["step"]): float(row[column]) for row in rows if row.get("step") and row.get(column)}
+    return tuple(sorted((step, loss) for step, loss in by_step.items() if math.isfinite(loss)))

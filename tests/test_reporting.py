@@ -1,0 +1,270 @@
+import csv
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+from reporting_fixtures import FULL, make_run
+from search_fixtures import joint_space
+
+from nas_llm.reporting import charts, front_table, numbers, write_model_card, write_report
+from nas_llm.reporting.front_plot import staircase
+from nas_llm.reporting.run_files import RunFiles
+from nas_llm.reporting.svg import Scale
+from nas_llm.reporting.tables import shape_of
+from nas_llm.run_directory import write_json
+from nas_llm.search_space import SearchSpace
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    run_dir = make_run(tmp_path_factory.mktemp("joint"))
+    write_report(run_dir)
+    return RunFiles(run_dir)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Per-layer shapes, three objectives, exports that the stock class cannot load."""
+    run_dir = make_run(tmp_path_factory.mktemp("uneven"), per_layer=True, latency=True)
+    write_report(run_dir)
+    return RunFiles(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (7, "7"),
+        (999, "999"),
+        (999.9, "1.00 k"),
+        (2_131_456, "2.13 M"),
+        (49_960, "50.0 k"),
+        (7.24e9, "7.24 B"),
+        (413_000, "413 k"),
+    ],
+)
+def test_counts(number, text):
+    assert numbers.count(number) == text
+
+
+def test_numbers_as_people_read_them():
+    assert numbers.percent(0.4968) == "49.7 %"
+    assert [numbers.significant(x) for x in (0.5123, 12.349, 123.4, 12345.6)] == ["0.512", "12.35", "123.4", "12,346"]
+    assert [numbers.duration(x) for x in (7.31, 250, 7500)] == ["7.3 s", "4 min 10 s", "2 h 5 min"]
+    assert [numbers.signed(x) for x in (0.1, -0.04)] == ["+0.100", "−0.040"]
+    assert [numbers.tick(x) for x in (0.5, 20, 1.5e6, 1e6)] == ["0.5", "20", "1.5 M", "1 M"]
+    assert numbers.value("latency", 3.2, "ms") == "3.200 ms"
+    assert numbers.value("loss", None) == numbers.value("loss", float("inf")) == "not finite"
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(0.42, 7.5), (1e5, 4e6), (3.0, 3.1), (2.0, 2.0)])
+def test_ticks_are_round_and_inside(low, high, logarithmic):
+    scale = Scale.around([low, high], 0, 100, logarithmic=logarithmic)
+    ticks = scale.ticks()
+    assert all(-1e-9 <= scale(tick) <= 100 + 1e-9 for tick in ticks)
+    assert ticks == sorted(set(ticks))
+    if not logarithmic:
+        assert 2 <= len(ticks) <= 8
+        assert len({round(b - a, 9) for a, b in pairwise(ticks)}) <= 1
+
+
+def test_the_table_says_what_the_archive_says(joint):
+    table = front_table(joint.path)
+    lines = table.splitlines()
+    assert lines[0] == f"Pareto front: {len(joint.search.front)} of 60 architectures"
+    assert re.search(r"full network\s+4\.06 M\s+100\.0 %\s+0\.420", table)
+    assert sum(line.startswith("*  ") for line in lines) == 3
+    assert len({len(line) for line in lines[1:4]}) == 1
+    for export in joint.exports:
+        loss = joint.search.truncation[export.id].objectives["loss"]
+        (line,) = [line for line in lines if export.id in line]
+        assert f"{export.evaluation.objectives['loss']:.3f}" in line
+        assert f"{loss:.3f}" in line
+    assert f"more in {joint.path / 'pareto.csv'}" in table
+
+
+def test_pareto_csv_holds_unrounded_values_and_shapes(joint):
+    with (joint.path / "pareto.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    by_id = {e.id: e for e in joint.search.front}
+    assert {row["id"] for row in rows} == set(by_id) | {joint.search.full.id}
+    for row in rows:
+        if row["role"] == "front":
+            evaluation = by_id[row["id"]]
+            assert float(row["loss"]) == evaluation.objectives["loss"]
+            assert [int(i) for i in row["kept_layers"].split()] == [c.index for c in evaluation.architecture.layers]
+            assert row["hidden"] == str(evaluation.architecture.hidden)
+    params = [float(row["params"]) for row in rows]
+    assert params == sorted(params, reverse=True)
+
+
+def test_shapes_are_ranges_where_layers_differ(uneven):
+    shape = shape_of(uneven.exports[1].evaluation.architecture)
+    widths = [layer.ffn for layer in uneven.exports[1].evaluation.architecture.layers]
+    assert shape["ffn"] == f"{min(widths)}-{max(widths)}"
+    assert shape["head_dim"] == "16"
+
+
+def test_the_picture_has_one_panel_for_each_cost(joint, uneven):
+    one, two = (Image.open(run.path / "pareto.png").size for run in (joint, uneven))
+    assert two[0] == 2 * one[0]
+    assert two[1] == one[1]
+
+
+def test_lines_connect_only_what_is_non_dominated_in_the_plane(uneven):
+    search = uneven.search
+    for cost in ("params", "latency"):
+        line = staircase(search, cost, "loss")
+        points = [(e.objectives[cost], e.objectives["loss"]) for e in search.front]
+        best = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
+        assert line == sorted(best)
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, the identifiers, and the texts."""
+
+    VOID = ("meta", "br", "link", "img", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.fetched, self.ids, self.links, self.open, self.texts = [], set(), [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.fetched += [found[key] for key in ("src", "srcset", "data", "poster") if key in found]
+        self.fetched += [found["href"]] if tag == "link" else []
+        self.links += [found["href"]] if tag == "a" else []
+        self.ids |= {found["id"]} if "id" in found else set()
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("run", ["joint", "uneven"])
+def test_the_report_is_one_self_contained_well_formed_page(run, request):
+    run = request.getfixturevalue(run)
+    text = (run.path / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert page.fetched == []
+    assert "http" not in text.replace("http://www.w3.org", "")
+    assert "url(" not in text
+    assert "@import" not in text
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert {export.id for export in run.exports} <= page.ids
+    assert "prefers-color-scheme: dark" in text
+    for chart in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(chart)
+    words = " ".join("".join(page.texts).split())
+    for expected in (
+        "The Pareto front",
+        "The exported networks",
+        "Training the super-network",
+        "NSGA-II",
+        "A processor",
+        "experiment=quickstart",
+    ):
+        assert expected in words
+    assert all(e.id in words for e in run.search.front)
+
+
+def test_what_users_wrote_is_escaped(joint):
+    text = (joint.path / "report.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_the_report_is_made_of_files_alone_and_again_the_same(joint, tmp_path):
+    """By another process, without torch, pymoo or transformers."""
+    before = {name: (joint.path / name).read_bytes() for name in ("report.html", "pareto.csv", "pareto.png")}
+    code = (
+        "import sys; from nas_llm.reporting import write_report; write_report(sys.argv[1]); "
+        "heavy = {'torch', 'pymoo', 'transformers', 'lightning'} & sys.modules.keys(); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(joint.path)], check=True)
+    assert {name: (joint.path / name).read_bytes() for name in before} == before
+
+
+def test_a_run_without_search_logs_or_exports_still_has_a_report(tmp_path):
+    write_json(tmp_path / "results.json", {"metrics": []})
+    text = write_report(tmp_path).read_text()
+    assert Page(text).open == []
+    assert "The Pareto front" not in text
+    assert not (tmp_path / "pareto.png").exists()
+    assert front_table(tmp_path) == ""
+    with pytest.raises(ValueError, match="is no directory"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_curves_go_on_where_a_resumed_run_left(joint):
+    curves = {curve.name: curve.points for curve in joint.curves}
+    assert list(curves) == ["largest", "middle", "smallest", "training"]
+    assert [step for step, _ in curves["middle"]] == list(range(0, 151, 10))
+    assert curves["largest"][0][1] == pytest.approx(0.52)
+
+
+def test_the_layer_chart_draws_every_layer_to_scale():
+    full = FULL.largest()
+    space = SearchSpace.joint(FULL).with_layer_order((5, 0, 4, 1, 2, 3))
+    architecture = space.middle()
+    chart = ElementTree.fromstring(charts.layers_chart(architecture, full))
+    groups = chart.findall("g")
+    assert len(groups) == 6
+    assert [i for i, g in enumerate(groups) if g.get("class") == "dropped"] == [2, 3][: 6 - architecture.num_layers]
+    kept = architecture.layers[0]
+    (ffn,) = [r for r in groups[kept.index].findall("rect") if r.get("class") == "ffn"]
+    outline = [r for r in groups[kept.index].findall("rect") if r.get("class") == "outline"][1]
+    assert float(ffn.get("width")) / float(outline.get("width")) == pytest.approx(kept.ffn / 768, abs=0.01)
+
+
+@pytest.mark.parametrize(("run", "stock"), [("joint", True), ("uneven", False)])
+def test_the_model_card_says_how_to_load_it_and_what_it_measures(run, stock, request):
+    run = request.getfixturevalue(run)
+    export = run.exports[0]
+    path = write_model_card(export.path, export.evaluation.architecture, run_dir=run.path)
+    card = ModelCard.load(path)
+    assert card.data.library_name == ("transformers" if stock else "nas_llm")
+    assert card.data.pipeline_tag == "text-generation"
+    assert {r.metric_type for r in card.data.eval_results} == {"loss"}
+    assert ("AutoModelForCausalLM.from_pretrained(" in card.text) == stock
+    assert ("model = nas_llm.from_pretrained(" in card.text) != stock
+    assert ("cannot load this directory" in card.text) != stock
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", card.text, re.MULTILINE)
+    assert [int(index) for index, _ in rows] == list(range(6))
+    kept = {layer.index for layer in export.evaluation.architecture.layers}
+    assert {int(index) for index, heads in rows if heads != "dropped"} == kept
+    assert f"| loss | {export.evaluation.objectives['loss']:.3f} | nats/token | validation | 256 |" in card.text
+    assert "sandwich sampler and forward KL distillation for 150 steps on stories.jsonl" in card.text
+
+
+def test_the_model_card_of_a_network_that_was_never_measured(tmp_path, joint):
+    folder = tmp_path / "out"
+    write_json(folder / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    smallest = joint_space().smallest()
+    text = write_model_card(folder, smallest, run_dir=joint.path).read_text()
+    assert "Nothing has been measured" in text
+    assert smallest.id in text
+
+
+def test_a_damaged_run_is_named(tmp_path):
+    run_dir = make_run(tmp_path, evaluations=24, exports=False)
+    facts = json.loads((run_dir / "search.json").read_text())
+    write_json(run_dir / "search.json", {**facts, "full": "0" * 12})
+    with pytest.raises(ValueError, match="lacks the full network 000000000000"):
+        write_report(run_dir)
