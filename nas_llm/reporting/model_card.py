@@ -22,7 +22,12 @@ SEARCHERS = {"nsga2": "NSGA-II"}
 
 
 def write_model_card(
-    path: str | Path, architecture: Architecture, *, run_dir: str | Path, full: Architecture | None = None
+    path: str | Path,
+    architecture: Architecture,
+    *,
+    run_dir: str | Path,
+    full: Architecture | None = None,
+    name: str | None = None,
 ) -> Path:
     """Write the model card into an exported directory, from the files of the run that it came from.
 
@@ -31,6 +36,7 @@ def write_model_card(
         architecture: what was exported.
         run_dir: the run.
         full: the whole network; by default as the run's search recorded it.
+        name: of the directory, where it is still to be renamed.
 
     Raises:
         ValueError: `path` holds no model, or one of the run's files is damaged.
@@ -47,7 +53,7 @@ def write_model_card(
         "base": run.setting("model.path"),
         "recipe": recipe(run),
         "stock": stock,
-        "loader": LOADERS[stock].format(path=folder.name),
+        "loader": LOADERS[stock].format(path=name or folder.name),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "summary": architecture.summary(),
         "parameters": None if params is None else numbers.count(params),

@@ -45,7 +45,7 @@ def export_subnetwork(
     small = supernet.extract(architecture)
 
     def card(folder: Path) -> None:
-        write_model_card(folder, architecture, run_dir=run_dir, full=supernet.largest())
+        write_model_card(folder, architecture, run_dir=run_dir, full=supernet.largest(), name=target.name)
 
     save_pretrained(small, target, tokenizer=tokenizer, extra=card)
     return target
