@@ -40,7 +40,9 @@ class OutputLayer:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
-def chunked_loss(hidden: Tensor, layer: OutputLayer, loss: ChunkLoss, *, chunk_tokens: int, gradient_scale: float = 1.0) -> Tensor:
+def chunked_loss(
+    hidden: Tensor, layer: OutputLayer, loss: ChunkLoss, *, chunk_tokens: int, gradient_scale: float = 1.0
+) -> Tensor:
     """Sum of ``loss`` over all tokens, differentiable in ``hidden`` (tokens, hidden), ``layer.weight`` and
     ``layer.bias``.
 
@@ -87,7 +89,10 @@ class _ChunkedLoss(torch.autograd.Function):
             raise RuntimeError("the gradients of a chunked loss were already used; compute the loss again")
         gradients, ctx.gradients = ctx.gradients, None
         factor = grad_output / ctx.scale
-        scaled = [None if g is None else g.to(t).mul_(factor) for g, t in zip(gradients.tensors, gradients.dtypes, strict=True)]
+        scaled = [
+            None if g is None else g.to(t).mul_(factor)
+            for g, t in zip(gradients.tensors, gradients.dtypes, strict=True)
+        ]
         return (*scaled, None, None, None, None)
 
 
@@ -106,7 +111,9 @@ class _Gradients:
         # Chunks add up in float32 at least: bf16 sums would lose the small ones.
         return cls(
             torch.empty_like(hidden) if needed[0] else None,
-            torch.zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device) if needed[1] else None,
+            torch.zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+            if needed[1]
+            else None,
             torch.zeros(bias.shape, dtype=torch.promote_types(bias.dtype, torch.float32), device=bias.device)
             if bias is not None and needed[2]
             else None,
@@ -117,7 +124,9 @@ class _Gradients:
     def tensors(self) -> tuple[Tensor | None, ...]:
         return (self.hidden, self.weight, self.bias)
 
-    def add_chunk(self, hidden: Tensor, layer: OutputLayer, loss: ChunkLoss, start: int, stop: int, scale: float) -> Tensor:
+    def add_chunk(
+        self, hidden: Tensor, layer: OutputLayer, loss: ChunkLoss, start: int, stop: int, scale: float
+    ) -> Tensor:
         """Take the chunk's gradients; hidden: (stop - start, hidden) in the type of the products. Returns the chunk's
         loss."""
         logits = F.linear(hidden, layer.weight, layer.bias).requires_grad_()

@@ -29,7 +29,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
 
-    def load_checkpoint(self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Raises ValueError for a file that is not a whole checkpoint, or holds more than plain content."""
         return read_checkpoint(path)
 
@@ -44,7 +46,9 @@ class SaveCheckpoints(Callback):
 
     def __init__(self, folder: str | Path, every_n_steps: int = 100, keep: bool = False) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"callbacks.checkpoint.every_n_steps={every_n_steps}: allowed is 1 or more optimizer steps")
+            raise ValueError(
+                f"callbacks.checkpoint.every_n_steps={every_n_steps}: allowed is 1 or more optimizer steps"
+            )
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self._saved = -1
 

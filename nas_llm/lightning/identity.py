@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from nas_llm.models.supernet import Supernet
 
 # Said by the loader or the file's place, not by the network.
-_INCIDENTAL = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "nas_llm"})
+_INCIDENTAL = frozenset(
+    {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "nas_llm"}
+)
 
 
 def model_identity(supernet: Supernet) -> dict[str, Any]:
@@ -27,7 +29,9 @@ def refuse_other(checkpoint: Mapping[str, Any], model: Mapping[str, Any], space:
         ValueError: naming the first setting that differs, with both values.
     """
     if "nas_llm" not in checkpoint:
-        raise ValueError("ckpt_path: the checkpoint was not written by the training of a super-network; leave ckpt_path out to start anew")
+        raise ValueError(
+            "ckpt_path: the checkpoint was not written by the training of a super-network; leave ckpt_path out to start anew"
+        )
     recorded = checkpoint["nas_llm"]
     for group, current in (("model", model), ("search_space", space)):
         before, now = _plain(recorded[group]), _plain(current)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -97,7 +98,10 @@ class SupernetModule(LightningModule):
         optimizer = self.make_optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
 
     def on_fit_start(self) -> None:
         check_output_layer(self.supernet.model)
@@ -128,7 +132,9 @@ class SupernetModule(LightningModule):
             self._optimizer_step()
 
     def _backward(self, loss: Tensor) -> None:
-        (loss * (_SUM_SCALE * self._scaler_factor())).backward()
+        scaler = self._scaler()
+        summand = loss * _SUM_SCALE
+        (summand if scaler is None else scaler.scale(summand)).backward()
 
     def _optimizer_step(self) -> None:
         window, optimizer = self._window, self.optimizers()
@@ -179,8 +185,12 @@ class SupernetModule(LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        plugin = self.trainer.precision_plugin
+        return plugin.scaler if isinstance(plugin, MixedPrecision) else None
+
     def _scaler_factor(self) -> float:
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = self._scaler()
         return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _log_step(self, losses: Tensor, skipped: bool) -> None:
@@ -273,8 +283,12 @@ def _seed_dropout(*key: int) -> None:
 
 def _check(accumulate_grad_batches: int, gradient_clip_val: float | None, reduction: str) -> None:
     if accumulate_grad_batches < 1:
-        raise ValueError(f"module.accumulate_grad_batches={accumulate_grad_batches}: allowed is 1 or more micro-batches a step")
+        raise ValueError(
+            f"module.accumulate_grad_batches={accumulate_grad_batches}: allowed is 1 or more micro-batches a step"
+        )
     if gradient_clip_val is not None and gradient_clip_val <= 0:
-        raise ValueError(f"module.gradient_clip_val={gradient_clip_val}: allowed is above 0, or null to leave gradients as they are")
+        raise ValueError(
+            f"module.gradient_clip_val={gradient_clip_val}: allowed is above 0, or null to leave gradients as they are"
+        )
     if reduction not in ("sum", "mean"):
         raise ValueError(f"module.reduction={reduction}: allowed are sum (equation 1 of the paper) and mean")

@@ -44,7 +44,9 @@ class Targets:
 
 def hidden_states(model: PreTrainedModel, batch: Mapping[str, Tensor], targets: Targets) -> Tensor:
     """What the output layer reads at the counted positions: (tokens, hidden)."""
-    outputs = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, return_dict=True)
+    outputs = model.base_model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, return_dict=True
+    )
     return outputs.last_hidden_state.flatten(0, 1).index_select(0, targets.positions)
 
 

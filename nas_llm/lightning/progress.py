@@ -8,7 +8,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
-_SHOWN = {"train/loss_largest": "largest", "train/loss_sampled": "sampled", "train/loss_smallest": "smallest", "val/loss_largest": "val"}
+_SHOWN = {
+    "train/loss_largest": "largest",
+    "train/loss_sampled": "sampled",
+    "train/loss_smallest": "smallest",
+    "val/loss_largest": "val",
+}
 
 
 class TrainingProgress(ProgressBar):
@@ -29,7 +34,12 @@ class TrainingProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = trainer.max_steps if trainer.max_steps >= 0 else None
         self._bar = tqdm(
-            desc="train", total=total, initial=trainer.global_step, unit="step", disable=not self._shows(trainer), dynamic_ncols=True
+            desc="train",
+            total=total,
+            initial=trainer.global_step,
+            unit="step",
+            disable=not self._shows(trainer),
+            dynamic_ncols=True,
         )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -44,7 +54,12 @@ class TrainingProgress(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = trainer.num_val_batches[0] if isinstance(trainer.num_val_batches, list) else trainer.num_val_batches
         self._validation = tqdm(
-            desc="validate", total=total, unit="batch", leave=False, disable=not self._shows(trainer), dynamic_ncols=True
+            desc="validate",
+            total=total,
+            unit="batch",
+            leave=False,
+            disable=not self._shows(trainer),
+            dynamic_ncols=True,
         )
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:

@@ -25,9 +25,13 @@ class SandwichSampler:
 
     def __post_init__(self) -> None:
         if self.k < 0:
-            raise ValueError(f"sampler.k={self.k}: allowed is 0 or more sampled sub-networks a step, for instance sampler.k=2")
+            raise ValueError(
+                f"sampler.k={self.k}: allowed is 0 or more sampled sub-networks a step, for instance sampler.k=2"
+            )
         if not (self.k or self.smallest or self.largest):
-            raise ValueError("sampler.k=0 with sampler.smallest=false and sampler.largest=false trains nothing: set sampler.k=2")
+            raise ValueError(
+                "sampler.k=0 with sampler.smallest=false and sampler.largest=false trains nothing: set sampler.k=2"
+            )
 
     def __call__(self, step: int, rng: np.random.Generator) -> list[Architecture]:
         drawn = [self.space.sample(rng) for _ in range(self.k)]
