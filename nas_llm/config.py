@@ -7,8 +7,10 @@ refuses settings that cannot take effect, before a model or data are loaded. `bu
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ RUNTIME: Mapping[str, frozenset[str]] = {
     "sampler": frozenset({"supernet", "space"}),
     "objectives": frozenset({"supernet", "space", "batches", "tokenizer"}),
     "search": frozenset({"space", "directions"}),
+    "training": frozenset({"supernet", "space", "sampler", "distillation", "optimizer", "scheduler"}),
     "trainer": frozenset({"logger", "callbacks"}),
 }
 MODEL_LOADER = "nas_llm.models.supernet.Supernet.from_pretrained"  # takes model.path and the rest of the group by name
@@ -49,13 +52,19 @@ def config_dir() -> Path:
 
 
 def build(node: "DictConfig | None", **runtime: Any) -> Any:
-    """Instantiate a node; of `runtime`, what its target takes. None where the node is empty (an option `none`)."""
+    """Instantiate a node with, of `runtime`, what its target takes; None where the node is empty (an option `none`).
+
+    Lists and mappings arrive as plain ones. A node with `_partial_` gives a callable that lacks some arguments.
+    """
     from hydra.utils import instantiate
 
     if not node or "_target_" not in node:
         return None
     parameters = inspect.signature(locate(node["_target_"], "_target_")).parameters
-    return instantiate(node, **{key: value for key, value in runtime.items() if key in parameters})
+    taken = {key: value for key, value in runtime.items() if key in parameters}
+    # Runtime arguments never pass through Hydra, which would turn dataclasses among them into configurations.
+    factory = instantiate(node, _partial_=True, _convert_="all")
+    return partial(factory, **taken) if node.get("_partial_") else factory(**taken)
 
 
 def checkpoint_path(cfg: "DictConfig") -> Path | None:
@@ -169,15 +178,30 @@ def _check_node(key: str, node: Mapping[str, Any], sources: Mapping[str, str]) -
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in settings and name not in runtime:
             raise ValueError(f"{key}.{name} is required by {node['_target_']}: add {key}.{name}=...")
-    if is_dataclass(target) and settings.keys() >= _required(named) and not _nested(settings):
+    if (
+        isinstance(target, type)
+        and is_dataclass(target)
+        and settings.keys() >= _required(named)
+        and not _nested(settings)
+    ):
         target(**settings)  # a strategy that needs nothing else refuses impossible values now
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    names = vars(sys.modules[inspect.unwrap(target).__module__])
+    return {
+        name: parameter.replace(annotation=_evaluated(parameter.annotation, names))
+        for name, parameter in inspect.signature(target).parameters.items()
+    }
+
+
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
     try:
-        return inspect.signature(target, eval_str=True).parameters
-    except NameError:  # annotations that exist for type checkers only
-        return inspect.signature(target).parameters
+        return eval(annotation, names)
+    except NameError:  # imported for type checkers only, so that no value can be judged by it
+        return Any
 
 
 def _required(named: Mapping[str, inspect.Parameter]) -> set[str]:

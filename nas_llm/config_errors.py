@@ -1,11 +1,12 @@
 """What Hydra and OmegaConf raise, as one line: the key, the value, what is allowed, and the override that mends it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     InterpolationKeyError,
     InterpolationResolutionError,
@@ -90,9 +91,26 @@ def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder
     if not parent:
         known = sorted({*known, *groups(folder)} - {"hydra"})
     given = next((text for text in overrides if text.split("=")[0] == prefix + name), prefix + name)
+    elsewhere = [key for key in _leaves(cause.parent_node) if key.rpartition(".")[2] == name]
+    if elsewhere:
+        return f"{given} is not known: did you mean {' or '.join(elsewhere)}?"
     if not known:
         return f"{given} cannot take effect: the chosen {parent} has no settings; choose another with {parent}=..."
     return unknown(f"{given} is not known", name, known, prefix=prefix)
+
+
+def _leaves(node: DictConfig | None) -> list[str]:
+    """The dotted keys of all settings of the configuration that `node` is part of."""
+    if node is None:
+        return []
+    whole = OmegaConf.to_container(node._get_root(), resolve=False)
+    assert isinstance(whole, dict)
+    return list(_dotted({key: value for key, value in whole.items() if key != "hydra"}, ""))
+
+
+def _dotted(value: dict[Any, Any], prefix: str) -> Iterator[str]:
+    for name, child in value.items():
+        yield from _dotted(child, f"{prefix}{name}.") if isinstance(child, dict) else [f"{prefix}{name}"]
 
 
 def _full_key(error: OmegaConfBaseException) -> str:

@@ -56,7 +56,7 @@ def describe(annotation: Any) -> str:
         return f"a list{of}"
     if origin in MAPPINGS:
         return "a mapping"
-    words = {
+    words: dict[Any, str] = {
         int: "a whole number",
         float: "a number",
         bool: "true or false",
@@ -64,7 +64,7 @@ def describe(annotation: Any) -> str:
         type(None): "null",
         None: "null",
     }
-    return words.get(origin) or getattr(origin, "__name__", str(origin))
+    return words.get(origin) or str(getattr(origin, "__name__", origin))
 
 
 def _fits_union(value: Any, arguments: tuple[Any, ...]) -> bool:

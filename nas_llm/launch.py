@@ -54,7 +54,7 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
         Interrupted: Ctrl-C, with the command to go on.
     """
     parser = get_args_parser()
-    parser.error = _refuse_arguments  # type: ignore[method-assign]
+    parser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     args = parser.parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in args.overrides]
     given = _with_config_dir(args.overrides, args.config_dir, flags)
