@@ -1,0 +1,78 @@
+"""Measures sub-networks of a finished run on its test split, which neither training nor search has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from nas_llm.architecture import Architecture
+from nas_llm.config import build
+from nas_llm.objectives import Objective, measure
+from nas_llm.run_directory import add_metrics
+from nas_llm.stages.export import SUBNETS
+from nas_llm.stages.finished_run import FinishedRun
+from nas_llm.stages.search import load_supernet
+
+SPLIT = "test"
+
+
+def main(cfg: DictConfig) -> None:
+    """By ``architecture`` or a budget one sub-network; else the whole one, every exported one and the smallest."""
+    run = FinishedRun(Path(cfg.run_dir))
+    chosen = _chosen(run, cfg)
+    supernet = load_supernet(run.run_dir, cfg)
+    data = build(cfg.data, tokenizer=run.tokenizer)
+    data.prepare_data()
+    data.setup()
+    batches = list(data.test_dataloader())
+    objectives: list[Objective] = [
+        build(node, supernet=supernet, space=run.space, batches=batches, tokenizer=run.tokenizer)
+        for node in cfg.objectives.values()
+    ]
+    samples = sum(len(batch["input_ids"]) for batch in batches)
+    rows = []
+    for name, architecture in chosen.items():
+        values = {"params": float(supernet.num_parameters(architecture))} | measure(objectives, supernet, architecture)
+        add_metrics(run.run_dir, _metrics(architecture, values, objectives, samples))
+        rows.append((name, architecture, values))
+    print(_table(rows, objectives))
+    print(f"\n{samples} records of the split {SPLIT}; written to {run.run_dir / 'results.json'}")
+
+
+def _chosen(run: FinishedRun, cfg: DictConfig) -> dict[str, Architecture]:
+    if any(value is not None for value in (cfg.architecture, cfg.max_params, cfg.max_latency_ms)):
+        architecture = run.choose(cfg.architecture, cfg.max_params, cfg.max_latency_ms)
+        return {cfg.architecture or architecture.id: architecture}
+    known = {evaluation.id: evaluation.architecture for evaluation in run.evaluations}
+    exported = sorted(path.name for path in (run.run_dir / SUBNETS).glob("*") if path.name in known)
+    return {
+        "largest": run.space.largest(),
+        **{id: known[id] for id in exported},
+        "smallest": run.space.smallest(),
+    }
+
+
+def _metrics(
+    architecture: Architecture, values: Mapping[str, float], objectives: Sequence[Objective], samples: int
+) -> list[dict[str, Any]]:
+    units = {"params": "parameters"} | {objective.name: objective.unit for objective in objectives}
+    where = {"architecture": architecture.id, "split": SPLIT, "samples": samples}
+    return [{"name": name, "value": value, "unit": units[name], **where} for name, value in values.items()]
+
+
+def _table(rows: Sequence[tuple[str, Architecture, Mapping[str, float]]], objectives: Sequence[Objective]) -> str:
+    from nas_llm.reporting import numbers
+
+    units = {"params": ""} | {objective.name: objective.unit for objective in objectives}
+    head = ["network", *units, "shape"]
+    body = [
+        [name, *(numbers.value(key, values[key], unit) for key, unit in units.items()), architecture.summary()]
+        for name, architecture, values in rows
+    ]
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
+    )
