@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.reporting import numbers, svg
-from nas_llm.reporting.front_plot import in_plane, is_logarithmic, staircase, with_costs
-from nas_llm.reporting.run_files import Curve, RunFiles, Search
+from nas_llm.reporting.front_plot import in_plane, staircase, with_costs
+from nas_llm.reporting.run_files import Curve, RunFiles, Search, spreads_widely
 from nas_llm.search.archive import Evaluation
 
 BLOCK_WIDTH, GUTTER = 360.0, 36.0
@@ -17,7 +17,7 @@ def front_chart(run: RunFiles, search: Search, cost: str, quality: str) -> str:
     baseline = with_costs(search, cost)
     groups = [search.front, search.dominated, baseline, [search.full]]
     points = [point for group in groups for point in in_plane(group, cost, quality)]
-    x, y = svg.scales(points, from_zero=True, logarithmic=is_logarithmic([b for _, b in points]))
+    x, y = svg.scales(points, from_zero=True, logarithmic=search.is_logarithmic(quality, [b for _, b in points]))
     x_label, y_label = (numbers.axis(name, search.unit(name)) for name in (cost, quality))
     parts = svg.frame(x, y, x_label, y_label, numbers.tick)
 
@@ -42,7 +42,7 @@ def front_chart(run: RunFiles, search: Search, cost: str, quality: str) -> str:
 def curves_chart(curves: Sequence[Curve]) -> str:
     """Losses over the optimizer steps."""
     points = [point for curve in curves for point in curve.points]
-    x, y = svg.scales(points, from_zero=True, logarithmic=is_logarithmic([b for _, b in points]))
+    x, y = svg.scales(points, from_zero=True, logarithmic=spreads_widely([b for _, b in points]))
     parts = svg.frame(x, y, "optimizer step", "loss [nats/token]", numbers.tick)
     parts += [svg.line(curve.points, x, y, f"curve {curve.name}") for curve in curves]
     for curve in curves:

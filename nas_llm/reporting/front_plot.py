@@ -20,27 +20,22 @@ if TYPE_CHECKING:
 
 PNG_FILE = "pareto.png"
 BLUE, ORANGE, BLACK, GREY = "#0072B2", "#D55E00", "#1a1a1a", "#b4b4b4"
-LOG_RATIO = 5.0  # values that spread further than this are drawn on a logarithmic axis
 LEGEND = ("full network", "Pareto front", "exported", "dominated", "truncated, untrained")
 PANEL = (6.4, 4.8)  # inches
 
 
 def plot_front(run: RunFiles, search: Search) -> Path:
-    """Write `pareto.png`, one panel for each cost against the first quality."""
+    """Write `pareto.png`, one panel for each pair of a cost and a quality."""
     from matplotlib.figure import Figure
 
-    costs = search.costs
-    figure = Figure(figsize=(PANEL[0] * len(costs), PANEL[1]), dpi=160, layout="constrained")
-    for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
-        _panel(axes, run, search, cost, search.qualities[0])
+    planes = search.planes()
+    figure = Figure(figsize=(PANEL[0] * len(planes), PANEL[1]), dpi=160, layout="constrained")
+    for axes, (cost, quality) in zip(figure.subplots(1, len(planes), squeeze=False)[0], planes, strict=True):
+        _panel(axes, run, search, cost, quality)
     path = run.path / PNG_FILE
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
-
-
-def is_logarithmic(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) > LOG_RATIO
 
 
 def in_plane(evaluations: Sequence[Evaluation], cost: str, quality: str) -> list[tuple[float, float]]:
@@ -116,7 +111,7 @@ def _decorate(axes: Axes, search: Search, cost: str, quality: str, points: list[
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: numbers.tick(x)))
-    if is_logarithmic([y for _, y in points]):
+    if search.is_logarithmic(quality, [y for _, y in points]):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: numbers.tick(y)))

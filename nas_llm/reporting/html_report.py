@@ -87,9 +87,8 @@ def _tiles(run: RunFiles, search: Search) -> list[dict[str, str]]:
 
 def _front(run: RunFiles, search: Search) -> dict[str, Any]:
     names = list(dict.fromkeys(["params", *search.qualities, *search.costs]))
-    planes = [(cost, quality) for quality in search.qualities for cost in search.costs if cost != quality]
     return {
-        "charts": [charts.front_chart(run, search, cost, quality) for cost, quality in planes],
+        "charts": [charts.front_chart(run, search, cost, quality) for cost, quality in search.planes()],
         "heads": [numbers.axis(name, search.unit(name)) for name in names],
         "truncated": numbers.label(search.qualities[0]) if search.truncation else "",
         "rows": tables.rows(run, search),

@@ -10,6 +10,7 @@ from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.templates import render
 from nas_llm.run_directory import read_json, write_text
 from nas_llm.search.archive import TRUNCATION
+from nas_llm.search.pareto import COSTS
 
 CARD_FILE = "README.md"
 LOADERS = {  # of models that the stock class can load, and of those it cannot
@@ -99,16 +100,23 @@ def _named(strategy: str | None, kind: str) -> str:
 
 
 def metric_rows(run: RunFiles, id: str, *, besides: Container[str] = ()) -> list[dict[str, str]]:
-    """The run's metrics of one network with units, data and number of samples, leaving out the names in `besides`."""
-    rows = []
+    """The run's metrics of one network with units, data and number of samples.
+
+    `besides`: objectives that are shown already, with the values of the search; those of other splits are not left out.
+    """
+    rows, costs = [], set()
     for metric in run.metrics:
-        if metric.get("architecture") != id or metric["name"] in besides or metric.get("variant") == TRUNCATION:
+        name, searched = metric["name"], metric.get("split") in (None, run.search and run.search.facts["split"])
+        if metric.get("architecture") != id or metric.get("variant") == TRUNCATION or name in costs:
             continue
+        if name in besides and (searched or name in COSTS):
+            continue
+        costs |= {name} & set(COSTS)
         data = ", ".join(str(metric[key]) for key in ("data", "split") if metric.get(key))
-        name = numbers.label(metric["name"])
+        label = numbers.label(name)
         rows.append(
             {
-                "name": f"{name} ({metric['variant']})" if metric.get("variant") else name,
+                "name": f"{label} ({metric['variant']})" if metric.get("variant") else label,
                 "value": numbers.value(metric["name"], metric["value"]),
                 "unit": "" if metric.get("unit") in (None, "1", "parameters") else str(metric["unit"]),
                 "data": data,

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from nas_llm.search.archive import TRUNCATION, Evaluation, read_archive
 from nas_llm.search.directory import ARCHIVE_FILE, SEARCH_FILE, first_layers
 from nas_llm.search.pareto import COSTS, pareto_front
 
+LOG_RATIO = 5.0  # values that spread further than this are drawn on a logarithmic axis
 SIZES = ("largest", "middle", "smallest")
 TRAINING = "training"  # the loss that training lowers, of the sampled networks where it is logged apart
 
@@ -42,11 +43,21 @@ class Search:
         """Objectives that say how well it does; costs where there is none."""
         return [name for name in self.objectives if name not in COSTS] or self.costs[1:] or self.costs
 
+    def planes(self) -> list[tuple[str, str]]:
+        """Pairs (cost, quality) worth a picture; perplexity beside the loss would show the same twice."""
+        shown = [name for name in self.qualities if name != "perplexity" or "loss" not in self.objectives]
+        pairs = [(cost, quality) for quality in shown for cost in self.costs if cost != quality]
+        return pairs or [(self.costs[0], self.qualities[0])]
+
     def unit(self, name: str) -> str:
         return self.objectives[name]["unit"] if name in self.objectives else "parameters"
 
     def is_better(self, name: str, value: float, than: float) -> bool:
         return value > than if self.objectives[name]["direction"] == "max" else value < than
+
+    def is_logarithmic(self, name: str, values: Sequence[float]) -> bool:
+        """Whether an axis of this objective is: one to be minimised, whose values spread widely."""
+        return self.objectives[name]["direction"] == "min" and spreads_widely(values)
 
     def fraction(self, evaluation: Evaluation) -> float:
         """Of the full network's parameters."""
@@ -190,6 +201,10 @@ class RunFiles:
             with file.open(newline="") as handle:
                 rows += list(csv.DictReader(handle))
         return rows
+
+
+def spreads_widely(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) > LOG_RATIO
 
 
 def _column(columns: list[str], prefix: str, network: str) -> str | None:

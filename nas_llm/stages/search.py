@@ -1,0 +1,97 @@
+"""Searches a finished run's super-network for its Pareto front, or continues a search from the run's archive."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from nas_llm.config import build
+from nas_llm.lightning.checkpoint import LAST, read_checkpoint
+from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
+from nas_llm.models.loading import load_tokenizer
+from nas_llm.models.supernet import Supernet
+from nas_llm.objectives import directions
+from nas_llm.reporting import front_table, write_report
+from nas_llm.run_directory import read_json, refuse_mismatch
+from nas_llm.search import Archive
+from nas_llm.search.directory import ARCHIVE_FILE
+from nas_llm.search_space import SearchSpace
+
+
+def main(cfg: DictConfig) -> None:
+    """Run the search of `cfg` on the super-network in `run_dir`, write the front and print it."""
+    run_dir = Path(cfg.run_dir)
+    supernet = load_supernet(run_dir, cfg)
+    space = recorded_space(run_dir, cfg, supernet)
+    tokenizer = load_tokenizer(run_dir / "supernet")
+    data = build(cfg.data, tokenizer=tokenizer)
+    data.prepare_data()
+    data.setup()
+    refuse_mismatch(run_dir, {"data": data.fingerprint})
+    batches = validation_batches(data, cfg.trainer.limit_val_batches)
+    runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
+    objectives = [build(node, **runtime) for node in cfg.objectives.values()]
+    search = build(cfg.search, space=space, directions=directions(objectives))
+    if search is None:
+        raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
+    run = SupernetSearch(
+        run_dir, search, objectives, batches, untrained=lambda: untrained(cfg), settings=objective_settings(cfg)
+    )
+    run(supernet, trained_steps(run_dir))
+    print(front_table(run_dir))
+    print(f"report: {write_report(run_dir)}")
+
+
+def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:
+    """The sorted, trained super-network of a run, where its trainer would put it.
+
+    Raises:
+        ValueError: the run has none yet.
+    """
+    folder = run_dir / "supernet"
+    if not folder.is_dir():
+        raise ValueError(
+            f"run_dir={run_dir} holds no super-network yet: let nas-llm train run_dir={run_dir} finish first"
+        )
+    supernet = Supernet.load(folder, attn_implementation=cfg.model.attn_implementation)
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+    return supernet.to("cuda" if on_gpu else "cpu").eval()
+
+
+def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> SearchSpace:
+    """The space that the run was trained on.
+
+    Raises:
+        ValueError: the configuration asks for another one.
+    """
+    space = SearchSpace.from_dict(read_json(run_dir / "search_space.json"))
+    asked = build(cfg.search_space, supernet=supernet).to_dict()
+    differing = [key for key, value in space.to_dict().items() if asked[key] != value]
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"search_space.{key}={asked[key]} differs from {space.to_dict()[key]} that {run_dir} was trained with: "
+            "search the same space, or train with another one in another run_dir="
+        )
+    return space
+
+
+def untrained(cfg: DictConfig) -> Supernet:
+    """The network of `model.path`, neither sorted nor trained."""
+    settings = {key: value for key, value in cfg.model.items() if key != "path"}
+    return Supernet.from_pretrained(cfg.model.path, **settings)
+
+
+def objective_settings(cfg: DictConfig) -> dict[str, object]:
+    """The configuration of each objective, plain."""
+    return {str(name): OmegaConf.to_container(node, resolve=True) for name, node in cfg.objectives.items()}
+
+
+def trained_steps(run_dir: Path) -> int:
+    """Optimizer steps of the run's newest checkpoint; without one, what the archive's latest values were measured
+    at.
+    """
+    checkpoint = run_dir / "checkpoints" / LAST
+    if checkpoint.exists():
+        return int(read_checkpoint(checkpoint)["global_step"])
+    return Archive(run_dir / ARCHIVE_FILE).step
