@@ -62,8 +62,9 @@ def stages() -> dict[str, str]:
     """The stages and the first line of what each says of itself, read without importing them."""
     found = {}
     for path in (path for folder in nas_llm.stages.__path__ for path in Path(folder).glob("[!_]*.py")):
-        document = ast.get_docstring(ast.parse(path.read_text())) or ""
-        found[path.stem] = document.partition("\n")[0]
+        module = ast.parse(path.read_text())
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
+            found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
     return dict(sorted(found.items()))
 
 

@@ -57,7 +57,7 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     parser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     args = parser.parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in args.overrides]
-    given = _with_config_dir(args.overrides, args.config_dir, flags)
+    given = text.quote_ids(_with_config_dir(args.overrides, args.config_dir, flags))
     shows = args.cfg or args.info or args.hydra_help or args.shell_completion
     overrides = [*_with_recorded(stage, given), f"stage={stage}"]
     if not shows:
@@ -78,21 +78,29 @@ def job(cfg: DictConfig) -> None:
     if cfg.stage not in CONTINUING:
         with open_dict(cfg):
             cfg.run_dir = hydra_cfg.runtime.output_dir
-    check(cfg)
+    if cfg.stage not in FILES_ONLY:
+        check(cfg)
     print(f"[{hydra_cfg.job.num}] {' '.join(text.to_record(hydra_cfg.overrides.task))} -> {cfg.run_dir}", flush=True)
     _run_stage(cfg)
 
 
-def compose(overrides: Sequence[str]) -> DictConfig:
-    """The configuration as a stage would get it, with what interpolates Hydra's own settings in place."""
+def checked(overrides: Sequence[str]) -> DictConfig:
+    """The configuration as a stage would get it, refused as `check` does, with its run directory settled."""
     setup_globals()
+    before = HydraConfig.instance().cfg
     with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         whole = hydra.compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(whole)
-    cfg = whole.copy()
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
+    try:
+        HydraConfig.instance().set_config(whole)  # for interpolations of Hydra's own settings
+        cfg = whole.copy()
+        with open_dict(cfg):
+            del cfg["hydra"]
+        cfg.run_dir = str(cfg.run_dir)  # its time is that of now, not of every look at it
+        if cfg.stage not in FILES_ONLY:
+            check(cfg)
+        return cfg
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def _run_stage(cfg: DictConfig) -> None:
@@ -151,8 +159,7 @@ def _checked_run(stage: str, overrides: list[str]) -> list[str]:
         raise ValueError(
             "run_dir is required when another program starts the processes: add run_dir=DIR, the same for all"
         )
-    cfg = compose(overrides)
-    check_stage(cfg)
+    cfg = checked(overrides)
     create(cfg.run_dir)
     if stage in TRAINING and cfg.ckpt_path is None and is_main_process():
         refuse_outputs(cfg.run_dir)
@@ -163,10 +170,8 @@ def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
     given = [override for override in text.parse(overrides) if override.key_or_group == "run_dir"]
     if any(override.is_sweep_override() for override in given):
         raise ValueError("run_dir cannot be swept: call the stage once per run directory, or sweep other keys")
-    configurations = [compose(job_overrides) for job_overrides in text.variants(overrides)]
-    for cfg in configurations:
-        check_stage(cfg)
-    run_dir = configurations[0].run_dir
+    jobs = [checked(job_overrides) for job_overrides in text.variants(overrides)]
+    run_dir = jobs[0].run_dir
     place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
     create(place)
     excluded = ",".join(dict.fromkeys([*text.not_swept(overrides), "run_dir"]))
@@ -175,12 +180,6 @@ def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
         text.assign("hydra.sweep.dir", place),
         f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
     ]
-
-
-def check_stage(cfg: DictConfig) -> None:
-    """Check what the stage is going to use."""
-    if cfg.stage not in FILES_ONLY:
-        check(cfg)
 
 
 def _run_hydra(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Overrides as text: those a run was started with, merged with new ones, and the sweeps among them."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def assign(key: str, value: object) -> str:
     """An override that sets `key` to this very text, whatever characters it has."""
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{text}'"
+
+
+def quote_ids(overrides: Iterable[str]) -> list[str]:
+    """Architectures' ids as text: Hydra's grammar takes such as 123456789012 and 12e456789012 for numbers."""
+    return [
+        re.sub(r"(?<=[=,])([0-9a-f]+)(?=,|$)", r"'\1'", override) if override.startswith("architecture=") else override
+        for override in overrides
+    ]
 
 
 def recorded(run_dir: str | Path) -> list[str]:

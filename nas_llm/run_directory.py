@@ -51,9 +51,10 @@ def create(run_dir: str | Path) -> None:
     """
     try:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
-        (Path(run_dir) / LOCK_FILE).touch()
     except OSError as error:
-        raise ValueError(f"run_dir={run_dir} cannot be written ({error.strerror}): choose another run_dir=") from error
+        raise ValueError(f"run_dir={run_dir} cannot be made ({error.strerror}): choose another run_dir=") from error
+    if not os.access(run_dir, os.W_OK):
+        raise ValueError(f"run_dir={run_dir} cannot be written: choose another run_dir=, or mend its permissions")
 
 
 @contextmanager
