@@ -25,7 +25,7 @@ def value_of(overrides: Sequence[str], key: str) -> str | None:
 
 def assign(key: str, value: object) -> str:
     """An override that sets `key` to this very text, whatever characters it has."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), str(value))
     return f"{key}='{text}'"
 
 

@@ -1,0 +1,240 @@
+"""The configuration: every option composes and checks; misspelt, ill-typed and ineffective settings are refused."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from nas_llm import overrides as text
+from nas_llm.config import RUNTIME, build, check, checkpoint_path, config_dir, locate
+from nas_llm.config_errors import CONFIG_ERRORS, groups, one_line, options
+from nas_llm.config_types import describe, fits
+from nas_llm.launch import checked
+
+OPTIONS = [(group, option) for group in groups(config_dir()) for option in options(config_dir(), group)]
+PARTNERS = {"sampler=standard": ["distillation=none"]}  # what an option cannot do without
+
+
+def required(group: str, option: str) -> list[str]:
+    """Overrides for the settings that the option leaves to the user."""
+    loaded = OmegaConf.load(config_dir() / group / f"{option}.yaml")
+    assert isinstance(loaded, DictConfig)
+    return [f"{group}.{key}=anything" for key in loaded if OmegaConf.is_missing(loaded, key)]
+
+
+def refusal(overrides: Sequence[str]) -> str:
+    """The line that a user would read."""
+    with pytest.raises((ValueError, *CONFIG_ERRORS)) as caught:
+        checked([*overrides, "stage=train"])
+    error = caught.value
+    return one_line(error, overrides, config_dir()) if isinstance(error, CONFIG_ERRORS) else str(error)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
+def test_every_option_composes_and_checks(group: str, option: str) -> None:
+    choice = f"{group}=[{option}]" if group == "objectives" else f"{group}={option}"
+    cfg = checked([choice, *required(group, option), *PARTNERS.get(choice, []), "stage=train"])
+    assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def test_the_groups_are_all_in_the_defaults_list() -> None:
+    named = {
+        key for entry in OmegaConf.load(config_dir() / "config.yaml").defaults if entry != "_self_" for key in entry
+    }
+    assert named - {"hydra"} == set(groups(config_dir()))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("samplr=random", "samplr=random is not known: did you mean sampler"),
+        ("sampler=sandwhich", "sampler=sandwhich is not known: did you mean sampler=sandwich? Known are"),
+        ("objectives=[params,los]", "objectives=los is not known: did you mean objectives=loss"),
+        ("trainer.max_step=3", "trainer.max_step=3 is not known: did you mean trainer.max_steps?"),
+        ("max_steps=3", "max_steps=3 is not known: did you mean trainer.max_steps?"),
+        ("sampler.kk=3", "did you mean sampler.k?"),
+        ("+sampler.smalest=true", "sampler.smalest=True is not a setting of"),
+        ("trainer.max_steps=abc", "trainer.max_steps=abc is not allowed: it must be a whole number"),
+        ("trainer.max_steps=1.5", "trainer.max_steps=1.5 is not allowed"),
+        ("trainer.precision=bf17", "trainer.precision=bf17 is not allowed: it must be ... bf16-mixed"),
+        ("seed=true", "seed=True is not allowed: it must be a whole number"),
+        ("max_params=half", "max_params=half is not allowed: it must be a number or null"),
+        ("sampler.k=two", "sampler.k=two is not allowed: it must be a whole number"),
+        ("sampler.k=null", "sampler.k=null is not allowed"),
+        ("training.reduction=median", "training.reduction=median is not allowed: it must be sum, mean"),
+        ("optimizer.lr=fast", "optimizer.lr=fast is not allowed"),
+        ("model.trust_remote_code=maybe", "model.trust_remote_code=maybe is not allowed: it must be true or false"),
+        ("distillation.alpha=-1", "distillation.alpha=-1"),
+        ("data=text", "data.path is required: add data.path="),
+        ("search_space.hidden=big", "search_space.hidden=big is not allowed: it must be a list of a whole number"),
+        ("sampler=standard", "distillation=ForwardKL cannot take effect with sampler=standard ... distillation=none"),
+        ("ckpt_path=missing.ckpt", "ckpt_path=missing.ckpt: there is no missing.ckpt"),
+        ("a=b=c", "'a=b=c' cannot be read: write key=value"),
+        ("seed", "'seed' cannot be read: write key=value"),
+        ("sampler._target_=nas_llm.samplers.Nothing", "sampler._target_=nas_llm.samplers.Nothing names nothing"),
+        (
+            "sampler._target_=nowhere.Sampler",
+            "sampler._target_=nowhere.Sampler names nothing: there is no module nowhere",
+        ),
+    ],
+)
+def test_mistakes_get_one_line_that_mends_them(override: str, says: str) -> None:
+    line = refusal([override])
+    assert all(part in line for part in says.split(" ... ")), line
+    assert "\n" not in line
+
+
+def test_a_setting_of_an_option_without_settings_cannot_take_effect() -> None:
+    assert refusal(["search=none", "search.evaluation=4"]).startswith("search.evaluation=4 cannot take effect")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A strategy with one runtime argument, one required and some typed settings."""
+
+    space: Any
+    size: int
+    mode: Literal["a", "b"] = "a"
+    widths: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"size={self.size} is negative")
+
+
+def example(**settings: Any) -> DictConfig:
+    return OmegaConf.create({"_target_": f"{__name__}.Example", **settings})
+
+
+def test_build_passes_what_the_target_takes_as_it_is() -> None:
+    space = Example(space=None, size=1)  # Hydra would turn a dataclass into a configuration
+    built = build(example(size=2, widths=[3, 4]), space=space, supernet="not taken")
+    assert built.space is space
+    assert built.widths == [3, 4]
+    assert type(built.widths) is list
+    assert build(OmegaConf.create({})) is None
+    assert build(None) is None
+
+
+def test_build_of_a_partial_node_gives_a_callable() -> None:
+    made = build(example(_partial_=True, mode="b"), space=5)(size=7)
+    assert (made.space, made.size, made.mode) == (5, 7, "b")
+
+
+def test_a_missing_argument_is_named_unless_the_stage_passes_it() -> None:
+    cfg = checked(["stage=train"])
+    cfg = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(cfg)), {"sampler": None})
+    assert isinstance(cfg, DictConfig)
+    cfg.sampler = example()
+    with pytest.raises(ValueError, match=r"sampler.size is required by .*Example: add sampler.size="):
+        check(cfg)
+    cfg.sampler = example(size=1)
+    check(cfg)
+    assert "space" in RUNTIME["sampler"]
+    cfg.importance = example(size=1, space=None)
+    check(cfg)
+    cfg.importance = example(size=-1, space=None)
+    with pytest.raises(ValueError, match="size=-1 is negative"):
+        check(cfg)
+
+
+def test_locate_says_which_package_is_missing() -> None:
+    assert locate("collections.OrderedDict.fromkeys", "key")
+    with pytest.raises(ValueError, match=r"key=json.nothing.here names nothing"):
+        locate("json.nothing.here", "key")
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (1, int, True),
+        (True, int, False),
+        (1, float, True),
+        ("1", float, False),
+        (1, bool, False),
+        ("x", str, True),
+        (1, str, False),
+        ("x", Path, True),
+        ("x", str | Path, True),
+        (None, int | None, True),
+        (None, int, False),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        (1, Literal[True], False),
+        ([1, 2], list[int], True),
+        ([1, "2"], list[int], False),
+        ("12", Sequence[int], False),
+        ([1, 2.0], tuple[int, float], True),
+        ([1], tuple[int, float], False),
+        ([1, 2, 3], tuple[int, ...], True),
+        ({"a": 1}, dict[str, int], True),
+        ({"a": "1"}, dict[str, int], False),
+        ({"_target_": "x.Y"}, int, True),
+        (5, str | Example, False),
+        ("bfloat16", Example, True),
+        (3, Any, True),
+    ],
+)
+def test_values_fit_annotations(value: Any, annotation: Any, expected: bool) -> None:
+    assert fits(value, annotation) is expected
+    assert describe(annotation)
+
+
+def test_checkpoints_are_found_or_the_others_named(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"run_dir": str(tmp_path), "ckpt_path": None})
+    assert checkpoint_path(cfg) is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step=3.ckpt").touch()
+    cfg.ckpt_path = "last"
+    with pytest.raises(ValueError, match=r"ckpt_path=last: there is no .*last.ckpt; .* holds step=3.ckpt"):
+        checkpoint_path(cfg)
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert checkpoint_path(cfg) == tmp_path / "checkpoints" / "last.ckpt"
+
+
+def test_new_overrides_win_and_a_new_option_drops_the_old_ones_settings() -> None:
+    old = ["sampler=sandwich", "sampler.k=4", "search=nsga2", "search.evaluations=9", "seed=1", "+data.more=2"]
+    new = ["sampler=random", "search=nsga2", "seed=2", "name=x"]
+    merged = text.merge(old, new, groups(config_dir()))
+    assert merged == ["search.evaluations=9", "+data.more=2", "sampler=random", "search=nsga2", "seed=2", "name=x"]
+
+
+def test_recorded_paths_stay_valid_in_other_directories(tmp_path: Path) -> None:
+    (tmp_path / "my data.txt").touch()
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(["data=text", "data.path='my data.txt'", "model.path=hub/name"], tmp_path / text.RECORD)
+    OmegaConf.save({"hydra": {"runtime": {"cwd": str(tmp_path)}}}, tmp_path / ".hydra" / "hydra.yaml")
+    assert text.recorded(tmp_path) == ["data=text", f"data.path='{tmp_path}/my data.txt'", "model.path=hub/name"]
+    with pytest.raises(ValueError, match="holds no run"):
+        text.recorded(tmp_path / "other")
+
+
+def test_what_belongs_to_one_call_is_not_recorded() -> None:
+    given = ["seed=1", "run_dir=x", "ckpt_path=last", "stage=train", "hydra.verbose=true", "~logger"]
+    assert text.to_record(given) == ["seed=1", "~logger"]
+
+
+def test_every_value_of_a_sweep_is_in_a_variant() -> None:
+    jobs = list(text.variants(["seed=1,2,3", "sampler=random,sandwich", "name=x"]))
+    assert jobs[0] == ["name=x", "seed=1", "sampler=random"]
+    assert {override for job in jobs for override in job} == {
+        "name=x",
+        *(f"seed={seed}" for seed in (1, 2, 3)),
+        "sampler=random",
+        "sampler=sandwich",
+    }
+    assert len(jobs) == 4
+
+
+@pytest.mark.parametrize("value", ["a b", "it's", "a,b=c", "back\\slash", "\\'", "end\\", "1e5", "[a]"])
+def test_assigned_values_come_back_as_they_were(value: str) -> None:
+    assert text.value_of([text.assign("run_dir", value)], "run_dir") == value
+
+
+def test_ids_of_architectures_stay_text() -> None:
+    quoted = text.quote_ids(["architecture=12e456789012", "seed=12", "architecture=largest,000123456789"])
+    assert quoted == ["architecture='12e456789012'", "seed=12", "architecture=largest,'000123456789'"]
+    assert text.value_of(quoted[:1], "architecture") == "12e456789012"
