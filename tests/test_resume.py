@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed has, bit by bit, the weights of one that never was; other checkpoints are refused."""
+"""A stopped and resumed run has, bit by bit, the weights of one that never stopped; other checkpoints are refused."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def logits_and_labels(model, batch):
 
 
 def gradient_by_hand(supernet, architectures, batch, distillation) -> dict[str, torch.Tensor]:
-    """Equation 1 with plain autograd on Hugging Face's own logits: sum of the gradients over the counted tokens, divided by their number."""
+    """Equation 1 with plain autograd on Hugging Face's own logits: gradients of sums, over the number of tokens."""
     supernet.zero_grad()
     with supernet.activate(architectures[0]) as model:
         taught, labels = logits_and_labels(model, batch)

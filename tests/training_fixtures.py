@@ -1,4 +1,4 @@
-"""A tiny Llama as a super-network, a resumable loader of random tokens, and a trainer: what the training tests share."""
+"""What the training tests share: a tiny Llama as a super-network, a resumable loader of random tokens, a trainer."""
 
 from __future__ import annotations
 

@@ -30,9 +30,7 @@ class CrossEntropy:
         if self.targets not in ("soft", "hard"):
             raise ValueError(f"distillation.targets={self.targets}: allowed are soft and hard")
         if self.targets == "hard" and self.temperature != 1:
-            raise ValueError(
-                f"distillation.temperature={self.temperature} has no effect on hard targets: set distillation.temperature=1"
-            )
+            raise ValueError(f"distillation.temperature={self.temperature} has no effect on hard targets: set it to 1")
 
     @property
     def uses_teacher(self) -> bool:

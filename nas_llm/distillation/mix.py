@@ -36,7 +36,8 @@ def check_mix(name: str, alpha: float, beta: float, temperature: float) -> None:
     """Raise ValueError for weights that mean nothing."""
     if min(alpha, beta) < 0 or alpha + beta <= 0:
         raise ValueError(
-            f"distillation.alpha={alpha}, distillation.beta={beta} of {name}: allowed are weights of at least 0 that are not both 0"
+            f"distillation.alpha={alpha}, distillation.beta={beta} of {name}: "
+            "allowed are weights of at least 0 that are not both 0"
         )
     if temperature <= 0:
         raise ValueError(f"distillation.temperature={temperature} of {name}: allowed is above 0, for instance 1")

@@ -30,7 +30,7 @@ def refuse_other(checkpoint: Mapping[str, Any], model: Mapping[str, Any], space:
     """
     if "nas_llm" not in checkpoint:
         raise ValueError(
-            "ckpt_path: the checkpoint was not written by the training of a super-network; leave ckpt_path out to start anew"
+            "ckpt_path: the checkpoint is not of the training of a super-network; leave ckpt_path out to start anew"
         )
     recorded = checkpoint["nas_llm"]
     for group, current in (("model", model), ("search_space", space)):
@@ -39,7 +39,7 @@ def refuse_other(checkpoint: Mapping[str, Any], model: Mapping[str, Any], space:
             if before.get(key) != now.get(key):
                 raise ValueError(
                     f"ckpt_path: the checkpoint was trained with {group}.{key}={_short(before.get(key))}, this run has "
-                    f"{group}.{key}={_short(now.get(key))}: resume with the same {group}, or start anew in another run_dir"
+                    f"{group}.{key}={_short(now.get(key))}: resume with the same {group}, or start a new run_dir"
                 )
 
 
