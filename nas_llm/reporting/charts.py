@@ -30,7 +30,8 @@ def front_chart(run: RunFiles, search: Search, cost: str, quality: str) -> str:
 
     parts += [svg.circle(at(e), x, y, "dominated", 3.5, title(e)) for e in search.dominated]
     if baseline:
-        parts.append(svg.line(in_plane(baseline, cost, quality), x, y, "baseline-line"))
+        joined = in_plane(baseline, cost, quality) if cost in numbers.COUNTS else []
+        parts.append(svg.line(joined, x, y, "baseline-line"))
         parts += [svg.triangle(at(e), x, y, "baseline", title(e, "truncated, untrained")) for e in baseline]
     parts.append(svg.line(staircase(search, cost, quality), x, y, "front-line"))
     parts += [svg.circle(at(e), x, y, "front", 5, title(e)) for e in search.front]

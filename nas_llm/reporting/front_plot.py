@@ -65,16 +65,9 @@ def _panel(axes: Axes, run: RunFiles, search: Search, cost: str, quality: str) -
             *_xy(dominated), marker="o", markersize=4.5, color=GREY, label="dominated", zorder=2, alpha=0.75, **marks
         )
     if baseline:
-        axes.plot(
-            *_xy(baseline),
-            marker="v",
-            markersize=6,
-            color=ORANGE,
-            linestyle="--",
-            linewidth=1,
-            zorder=3,
-            label="truncated, untrained",
-        )
+        dashes = "--" if cost in numbers.COUNTS else "none"  # times are too noisy to be joined up
+        look: dict[str, Any] = {"marker": "v", "markersize": 6, "color": ORANGE, "linewidth": 1, "linestyle": dashes}
+        axes.plot(*_xy(baseline), zorder=3, label="truncated, untrained", **look)
     axes.plot(*_xy(staircase(search, cost, quality)), color=BLUE, linewidth=1.8, zorder=4)
     axes.plot(*_xy(front), marker="o", markersize=6, color=BLUE, label="Pareto front", zorder=5, **marks)
     if exported:

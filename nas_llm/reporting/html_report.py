@@ -188,7 +188,7 @@ def _stage(stage: Mapping[str, Any]) -> dict[str, str]:
         "command": " ".join(stage["argv"]),
         "started": str(stage.get("started", "")).replace("T", " ").partition("+")[0],
         "took": "" if seconds is None else numbers.duration(seconds),
-        "status": stage.get("status", ""),
+        "status": status if (status := stage.get("status", "")) != "running" else "",
     }
 
 
