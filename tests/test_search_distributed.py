@@ -34,7 +34,7 @@ def run_two(path):
     (path / "store").unlink(missing_ok=True)
     code = WORKER.format(tests=str(tests), root=str(tests.parent), path=path)
     workers = [subprocess.Popen([sys.executable, "-c", code, str(rank)]) for rank in range(2)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=400) for worker in workers] == [0, 0]
     return [json.loads((path / str(rank)).read_text()) for rank in range(2)]
 
 
