@@ -30,6 +30,7 @@ RUNTIME: Mapping[str, frozenset[str]] = {
     "objectives": frozenset({"supernet", "space", "batches", "tokenizer"}),
     "search": frozenset({"space", "directions"}),
     "training": frozenset({"supernet", "space", "sampler", "distillation", "optimizer", "scheduler"}),
+    "checkpoint": frozenset({"folder"}),
     "trainer": frozenset({"logger", "callbacks"}),
 }
 MODEL_LOADER = "nas_llm.models.supernet.Supernet.from_pretrained"  # takes model.path and the rest of the group by name

@@ -299,9 +299,9 @@ def test_a_loss_that_is_not_finite_names_step_architecture_and_batch():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"accumulate_grad_batches": 0}, "module.accumulate_grad_batches=0"),
-        ({"gradient_clip_val": 0.0}, "module.gradient_clip_val=0.0"),
-        ({"reduction": "max"}, "module.reduction=max"),
+        ({"accumulate_grad_batches": 0}, "training.accumulate_grad_batches=0"),
+        ({"gradient_clip_val": 0.0}, "training.gradient_clip_val=0.0"),
+        ({"reduction": "max"}, "training.reduction=max"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, named):

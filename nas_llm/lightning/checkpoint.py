@@ -46,9 +46,7 @@ class SaveCheckpoints(Callback):
 
     def __init__(self, folder: str | Path, every_n_steps: int = 100, keep: bool = False) -> None:
         if every_n_steps < 1:
-            raise ValueError(
-                f"callbacks.checkpoint.every_n_steps={every_n_steps}: allowed is 1 or more optimizer steps"
-            )
+            raise ValueError(f"checkpoint.every_n_steps={every_n_steps}: allowed is 1 or more optimizer steps")
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self._saved = -1
 

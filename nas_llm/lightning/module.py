@@ -284,11 +284,9 @@ def _seed_dropout(*key: int) -> None:
 def _check(accumulate_grad_batches: int, gradient_clip_val: float | None, reduction: str) -> None:
     if accumulate_grad_batches < 1:
         raise ValueError(
-            f"module.accumulate_grad_batches={accumulate_grad_batches}: allowed is 1 or more micro-batches a step"
+            f"training.accumulate_grad_batches={accumulate_grad_batches}: allowed is 1 or more micro-batches a step"
         )
     if gradient_clip_val is not None and gradient_clip_val <= 0:
-        raise ValueError(
-            f"module.gradient_clip_val={gradient_clip_val}: allowed is above 0, or null to leave gradients as they are"
-        )
+        raise ValueError(f"training.gradient_clip_val={gradient_clip_val}: allowed is above 0, or null not to clip")
     if reduction not in ("sum", "mean"):
-        raise ValueError(f"module.reduction={reduction}: allowed are sum (equation 1 of the paper) and mean")
+        raise ValueError(f"training.reduction={reduction}: allowed are sum (equation 1 of the paper) and mean")

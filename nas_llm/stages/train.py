@@ -1,0 +1,151 @@
+"""Trains a super-network, searches it for its Pareto front and exports three sub-networks: the main job."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from nas_llm.config import build, checkpoint_path
+from nas_llm.lightning.checkpoint import AtomicCheckpointIO
+from nas_llm.lightning.identity import model_identity
+from nas_llm.lightning.module import SupernetModule
+from nas_llm.lightning.pareto_search import ParetoSearch, to_export
+from nas_llm.lightning.preparation import sort_by_importance
+from nas_llm.lightning.progress import TrainingProgress
+from nas_llm.lightning.quiet import quiet
+from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
+from nas_llm.models.loading import load_tokenizer
+from nas_llm.models.supernet import Supernet
+from nas_llm.objectives import directions
+from nas_llm.reporting import front_table, write_report
+from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
+from nas_llm.search_space import SearchSpace
+from nas_llm.stages.export import export_subnetwork
+from nas_llm.stages.finished_run import SPACE
+from nas_llm.stages.search import objective_settings, untrained
+
+
+def main(cfg: DictConfig) -> None:
+    """Load, sort, train, search, export, report; with `ckpt_path` from where the run was left."""
+    with quiet():
+        _main(cfg, Path(cfg.run_dir))
+
+
+def _main(cfg: DictConfig, run_dir: Path) -> None:
+    tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
+    supernet = untrained(cfg)
+    data = prepared_data(cfg, tokenizer, supernet)
+    trainer = make_trainer(cfg, run_dir)
+    space = sorted_space(cfg, supernet, data, run_dir, trainer)
+    refuse_mismatch(run_dir, identity(cfg, supernet, space, data))
+    pareto = ParetoSearch(run_dir, tokenizer, make_search(cfg, supernet, space, data, tokenizer, run_dir))
+    trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
+    trainer.fit(make_module(cfg, supernet, space), datamodule=data, ckpt_path=checkpoint_path(cfg))
+    if trainer.is_global_zero:
+        conclude(pareto, supernet, tokenizer, run_dir)
+
+
+def prepared_data(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, supernet: Supernet) -> Any:
+    """The data module, set up; the model bounds the sequence length."""
+    positions = getattr(supernet.config, "max_position_embeddings", None)
+    data = build(cfg.data, tokenizer=tokenizer, model_max_length=positions)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
+    """Lightning's trainer with this package's checkpoints and progress bar."""
+    callbacks = [build(cfg.checkpoint, folder=run_dir / "checkpoints")]
+    callbacks += [TrainingProgress()] if cfg.trainer.enable_progress_bar else []
+    return build(
+        cfg.trainer,
+        logger=build(cfg.logger) or False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+    )
+
+
+def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, trainer: Trainer) -> SearchSpace:
+    """The search space of the super-network, which is sorted first: the order of its layers belongs to the space."""
+    supernet.to(trainer.strategy.root_device)
+    sort_by_importance(
+        supernet,
+        build(cfg.importance),
+        data.calibration_dataloader,
+        run_dir,
+        resumes=cfg.ckpt_path is not None,
+    )
+    space: SearchSpace = build(cfg.search_space, supernet=supernet)
+    if is_main_process():
+        write_json(run_dir / SPACE, space.to_dict())
+    return space
+
+
+def identity(cfg: DictConfig, supernet: Supernet, space: SearchSpace, data: Any) -> dict[str, Any]:
+    """What a resumed run must share with the one it continues."""
+    return {
+        "model": model_identity(supernet),
+        "search_space": space.to_dict(),
+        "data": data.fingerprint,
+        "importance": OmegaConf.to_container(cfg.importance, resolve=True),
+    }
+
+
+def make_module(cfg: DictConfig, supernet: Supernet, space: SearchSpace) -> SupernetModule:
+    return build(
+        cfg.training,
+        supernet=supernet,
+        space=space,
+        sampler=build(cfg.sampler, supernet=supernet, space=space),
+        distillation=build(cfg.distillation),
+        optimizer=build(cfg.optimizer),
+        scheduler=build(cfg.scheduler),
+    )
+
+
+def make_search(
+    cfg: DictConfig,
+    supernet: Supernet,
+    space: SearchSpace,
+    data: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    run_dir: Path,
+) -> SupernetSearch | None:
+    """The search that follows training; None for `search=none`."""
+    batches = validation_batches(data, cfg.trainer.limit_val_batches)
+    runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
+    objectives = [build(node, **runtime) for node in cfg.objectives.values()]
+    search = build(cfg.search, space=space, directions=directions(objectives))
+    if search is None:
+        return None
+    settings = objective_settings(cfg)
+    progress = cfg.trainer.enable_progress_bar
+    return SupernetSearch(run_dir, search, objectives, batches, lambda: untrained(cfg), settings, progress)
+
+
+def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
+    """Export, report, and say where everything lies and what to try next."""
+    if pareto.outcome is None:
+        print(f"\nEverything lies in {run_dir}; try next: {_command('search', run_dir, 'search=nsga2')}")
+        return
+    supernet.to("cpu")
+    exported = [
+        export_subnetwork(supernet, evaluation.architecture, tokenizer, run_dir=run_dir)
+        for evaluation in to_export(pareto.outcome.front)
+    ]
+    page = write_report(run_dir)
+    print(f"\n{front_table(run_dir)}\n\nexported:")
+    print("\n".join(f"  {path}" for path in exported))
+    print(f"report: {page}")
+    print(f"Everything lies in {run_dir}; try next: {_command('evaluate', run_dir)}")
+
+
+def _command(stage: str, run_dir: Path, *overrides: str) -> str:
+    return shlex.join(["nas-llm", stage, f"run_dir={run_dir}", *overrides])
