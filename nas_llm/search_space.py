@@ -331,7 +331,8 @@ class SearchSpace:
     def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
         """Inverse of ``to_dict``. Raises ValueError where a field is missing or unknown."""
         try:
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return cls(**fields)
         except TypeError as error:
             raise ValueError(f"not a search space: {error}") from error
 

@@ -31,7 +31,8 @@ class ElasticModule(nn.Module):
 def make_elastic(module: nn.Module, layouts: Layouts, full: Sizes) -> None:
     """Gives ``module`` sliced parameters, in place."""
     module.__dict__.update(elastic_layouts=layouts, elastic_full=full, elastic_active=None)
-    module.__class__ = _elastic_class(type(module), tuple(module._parameters))
+    plain: Any = type(module)
+    module.__class__ = _elastic_class(plain, tuple(module._parameters))
 
 
 def make_plain(module: nn.Module) -> None:
@@ -40,7 +41,8 @@ def make_plain(module: nn.Module) -> None:
         return
     for name in ("elastic_layouts", "elastic_full", "elastic_active"):
         del module.__dict__[name]
-    module.__class__ = module.elastic_plain_class
+    plain: Any = module.elastic_plain_class
+    module.__class__ = plain
     for name, size in _sizes(module).items():
         module.__dict__[name] = size
 
@@ -56,6 +58,13 @@ def _sliced(name: str) -> property:
         if self.elastic_active is None or parameter is None:
             return parameter
         return take(parameter, self.elastic_layouts[name], self.elastic_full, self.elastic_active)
+
+    return property(active)
+
+
+def _told(size: str) -> property:
+    def active(self: nn.Module) -> Any:
+        return _sizes(self)[size]
 
     return property(active)
 
@@ -80,10 +89,10 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
 def _elastic_class(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
     members: dict[str, Any] = {name: _sliced(name) for name in parameters}
     for size in ("out_features", "in_features") if issubclass(plain, nn.Linear) else ():
-        members[size] = property(lambda self, size=size: _sizes(self)[size])
+        members[size] = _told(size)
     for size in ("nx", "nf") if issubclass(plain, Conv1D) else ():
-        members[size] = property(lambda self, size=size: _sizes(self)[size])
+        members[size] = _told(size)
     if issubclass(plain, nn.LayerNorm):
-        members["normalized_shape"] = property(lambda self: _sizes(self)["normalized_shape"])
+        members["normalized_shape"] = _told("normalized_shape")
     members["elastic_plain_class"] = plain
     return type(f"Elastic{plain.__name__}", (ElasticModule, plain), members)

@@ -139,7 +139,8 @@ def is_stock(model: PreTrainedModel) -> bool:
     if {name: weight.shape for name, weight in ours.items()} != {name: weight.shape for name, weight in theirs.items()}:
         return False
     row = family_of(config)
-    for mine, other in zip(model.get_submodule(row.layers), stock.get_submodule(row.layers), strict=True):
+    blocks = (model.get_submodule(row.layers).children(), stock.get_submodule(row.layers).children())
+    for mine, other in zip(*blocks, strict=True):
         constants = [vars(block.get_submodule(row.attention)) for block in (mine, other)]
         if any(constants[0][name] != constants[1][name] for name in row.constants if name != "config"):
             return False
@@ -212,8 +213,8 @@ def _load_cut(folder: Path, dtype: str | torch.dtype | None, attn_implementation
     config = base_config(origin)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
-    model_class = AutoModelForCausalLM._model_mapping[type(config)]
-    small = Supernet(_empty(model_class, config)).extract(Architecture.from_dict(origin["architecture"]))
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    small: Any = Supernet(_empty(model_class, config)).extract(Architecture.from_dict(origin["architecture"]))
     _, unexpected = small.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
     small.tie_weights()
     left = [name for name, weight in small.named_parameters() if weight.is_meta]

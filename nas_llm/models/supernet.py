@@ -45,7 +45,7 @@ class Supernet(nn.Module):
         self._full = largest_of(model)
         self._whole_config = copy.copy(model.config)  # activation changes the one that the modules share
         self.elastic_axes = self._row.elastic_axes(model.config)
-        self._blocks: list[nn.Module] = list(model.get_submodule(self._row.layers))
+        self._blocks: list[nn.Module] = list(model.get_submodule(self._row.layers).children())
         self._shared: list[ElasticModule] = []
         self._in_layer: list[list[ElasticModule]] = []
         self._indexed = [[m for m in block.modules() if "layer_idx" in vars(m)] for block in self._blocks]
@@ -277,7 +277,7 @@ class Supernet(nn.Module):
             embedding = self.model.get_submodule(self._row.scaled_embedding)
             scale = architecture.hidden**0.5
             _set(vars(embedding), "scalar_embed_scale", scale, undo)
-            _set(embedding._buffers, "embed_scale", torch.full_like(embedding.embed_scale, scale), undo)
+            _set(embedding._buffers, "embed_scale", torch.tensor(scale, device=self.model.device), undo)
 
     def _apply_blocks(self, architecture: Architecture, undo: Undo) -> None:
         parent_name, _, name = self._row.layers.rpartition(".")

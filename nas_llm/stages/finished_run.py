@@ -73,14 +73,13 @@ class FinishedRun:
             ValueError: both or neither of a name and a budget, an unknown or ambiguous id, or nothing that fits.
         """
         budget = {"max_params": max_params, "max_latency_ms": max_latency_ms}
-        given = {key: value for key, value in budget.items() if value is not None}
-        if (architecture is None) == (not given):
+        if (architecture is None) == all(value is None for value in budget.values()):
             raise ValueError(
                 f"architecture={architecture} and {budget}: give one of architecture=<id>|{'|'.join(REFERENCES)} "
                 "and a budget (max_params=0.5, max_latency_ms=10)"
             )
         if architecture is None:
-            return self.front.pick(**given).architecture
+            return self.front.pick(max_params=max_params, max_latency_ms=max_latency_ms).architecture
         if architecture in REFERENCES:
             return getattr(self.space, architecture)()
         found = {e.id: e.architecture for e in self.evaluations if e.id.startswith(str(architecture))}
@@ -95,7 +94,5 @@ class FinishedRun:
     def _need(self, name: str, stage: str) -> Path:
         path = self.run_dir / name
         if not path.exists():
-            raise ValueError(
-                f"run_dir={self.run_dir} holds no {name}; run it first: nas-llm {stage} run_dir={self.run_dir}"
-            )
+            raise ValueError(f"run_dir={self.run_dir} holds no {name}; make it: nas-llm {stage} run_dir={self.run_dir}")
         return path
