@@ -38,7 +38,7 @@ class SearchSpace:
     """A finite space of architectures; every list of choices is ascending and its last value is the largest.
 
     ``ffn`` holds ratios to the residual width (float) in the joint space and widths (int) in the per-layer space.
-    ``depth`` is the allowed numbers of layers. Use :meth:`joint` and :meth:`per_layer` to make one from a super-network.
+    ``depth`` lists the allowed numbers of layers. :meth:`joint` and :meth:`per_layer` make one from a super-network.
     """
 
     kind: Kind

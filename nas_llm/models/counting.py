@@ -42,11 +42,10 @@ class Costs:
         seen: set[int] = set()
         weights = _weights(shared, seen)
         layer_weights = tuple(_weights(layer, seen) for layer in layers)
-        return cls(
-            weights,
-            _projections(shared),
-            *_one_where_equal(layer_weights, tuple(_projections(layer) for layer in layers)),
-        )
+        layer_projections = tuple(_projections(layer) for layer in layers)
+        if len(set(layer_weights)) == 1 and len(set(layer_projections)) == 1:  # one table serves every layer
+            layer_weights, layer_projections = layer_weights[:1], layer_projections[:1]
+        return cls(weights, _projections(shared), layer_weights, layer_projections)
 
     def num_parameters(self, architecture: Architecture) -> int:
         hidden = architecture.hidden
@@ -92,12 +91,6 @@ def _weights(modules: Sequence[ElasticModule], seen: set[int]) -> Weights:
 
 def _projections(modules: Sequence[ElasticModule]) -> Weights:
     return tuple(module.elastic_layouts["weight"] for module in modules if isinstance(module, nn.Linear | Conv1D))
-
-
-def _one_where_equal(weights: tuple[Weights, ...], projections: tuple[Weights, ...]) -> tuple[tuple[Weights, ...], ...]:
-    if len(set(weights)) == 1 and len(set(projections)) == 1:
-        return weights[:1], projections[:1]
-    return weights, projections
 
 
 def _polynomial(layouts: Weights, layer: LayerChoice) -> Polynomial:

@@ -94,5 +94,5 @@ class FinishedRun:
     def _need(self, name: str, stage: str) -> Path:
         path = self.run_dir / name
         if not path.exists():
-            raise ValueError(f"run_dir={self.run_dir} holds no {name}; make it: nas-llm {stage} run_dir={self.run_dir}")
+            raise ValueError(f"run_dir={self.run_dir} has no {name}; make it: nas-llm {stage} run_dir={self.run_dir}")
         return path
