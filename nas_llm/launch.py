@@ -57,7 +57,7 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     parser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     args = parser.parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in args.overrides]
-    given = text.quote_ids(_with_config_dir(args.overrides, args.config_dir, flags))
+    given = text.quoted(_with_config_dir(args.overrides, args.config_dir, flags))
     shows = args.cfg or args.info or args.hydra_help or args.shell_completion
     overrides = [*_with_recorded(stage, given), f"stage={stage}"]
     if not shows:
@@ -167,16 +167,14 @@ def _checked_run(stage: str, overrides: list[str]) -> list[str]:
 
 
 def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
-    given = [override for override in text.parse(overrides) if override.key_or_group == "run_dir"]
-    if any(override.is_sweep_override() for override in given):
-        raise ValueError("run_dir cannot be swept: call the stage once per run directory, or sweep other keys")
+    given = text.value_of(overrides, "run_dir")
     jobs = [checked(job_overrides) for job_overrides in text.variants(overrides)]
     run_dir = jobs[0].run_dir
     place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
     create(place)
     excluded = ",".join(dict.fromkeys([*text.not_swept(overrides), "run_dir"]))
     return [
-        *([] if given else [text.assign("run_dir", run_dir)]),
+        *([] if given is not None else [text.assign("run_dir", run_dir)]),
         text.assign("hydra.sweep.dir", place),
         f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
     ]

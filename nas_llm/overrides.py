@@ -18,9 +18,18 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def value_of(overrides: Sequence[str], key: str) -> str | None:
-    """The last plain value given for `key`; None where there is none."""
-    values = [override.value() for override in parse(overrides) if override.key_or_group == key]
-    return None if not values or values[-1] is None else str(values[-1])
+    """The last value given for `key`, which says what a call is about; None where there is none.
+
+    Raises:
+        ValueError: it is a sweep.
+    """
+    found = [override for override in parse(overrides) if override.key_or_group == key]
+    if any(override.is_sweep_override() for override in found):
+        raise ValueError(
+            f"{found[-1].input_line}: {key} cannot be swept; call the stage once for each, or sweep others"
+        )
+    value = found[-1].value() if found else None
+    return None if value is None else str(value)
 
 
 def assign(key: str, value: object) -> str:
@@ -29,12 +38,17 @@ def assign(key: str, value: object) -> str:
     return f"{key}='{text}'"
 
 
-def quote_ids(overrides: Iterable[str]) -> list[str]:
-    """Architectures' ids as text: Hydra's grammar takes such as 123456789012 and 12e456789012 for numbers."""
-    return [
-        re.sub(r"(?<=[=,])([0-9a-f]+)(?=,|$)", r"'\1'", override) if override.startswith("architecture=") else override
-        for override in overrides
-    ]
+def quoted(overrides: Iterable[str]) -> list[str]:
+    """Architectures' ids and paths as text: in Hydra's grammar 12e456789012 is a number, and step=3.ckpt an error."""
+    return [_quoted(*override.partition("=")) for override in overrides]
+
+
+def _quoted(key: str, equals: str, value: str) -> str:
+    if key == "architecture":
+        value = re.sub(r"(?<![^,])([0-9a-f]+)(?![^,])", r"'\1'", value)
+    elif key.endswith(("path", "run_dir")) and "=" in value and value[0] not in "'\"":
+        return assign(key, value)
+    return f"{key}{equals}{value}"
 
 
 def recorded(run_dir: str | Path) -> list[str]:
@@ -94,11 +108,11 @@ def variants(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 
 def not_swept(overrides: Sequence[str]) -> list[str]:
-    """Keys that do not tell the jobs of a sweep apart in a directory's name: not swept, or swept over paths."""
+    """Keys that do not tell the jobs of a sweep apart in a directory's name: not swept, or not over plain words."""
     return [
         override.key_or_group
         for override in parse(overrides)
-        if not override.is_sweep_override() or "/" in str(override.input_line)
+        if not override.is_sweep_override() or not re.fullmatch(r"[\w.,=+-]+", str(override.input_line))
     ]
 
 

@@ -234,7 +234,14 @@ def test_assigned_values_come_back_as_they_were(value: str) -> None:
     assert text.value_of([text.assign("run_dir", value)], "run_dir") == value
 
 
-def test_ids_of_architectures_stay_text() -> None:
-    quoted = text.quote_ids(["architecture=12e456789012", "seed=12", "architecture=largest,000123456789"])
+def test_ids_of_architectures_and_paths_stay_text() -> None:
+    quoted = text.quoted(["architecture=12e456789012", "seed=12", "architecture=largest,000123456789"])
     assert quoted == ["architecture='12e456789012'", "seed=12", "architecture=largest,'000123456789'"]
     assert text.value_of(quoted[:1], "architecture") == "12e456789012"
+    paths = ["ckpt_path=runs/epoch=1-step=3.ckpt", "data.path='a=b'", "~logger", "data.path=a,b"]
+    assert text.quoted(paths) == ["ckpt_path='runs/epoch=1-step=3.ckpt'", *paths[1:]]
+
+
+def test_directories_of_jobs_are_named_by_plain_swept_values() -> None:
+    given = ["seed=1,2", "name=x", "data.path=a/b,c", "objectives=[params],[loss]", "optimizer.lr=1e-3,0.1"]
+    assert text.not_swept(given) == ["name", "data.path", "objectives"]

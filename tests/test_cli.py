@@ -1,0 +1,332 @@
+"""The command line: help, mistakes in one line, runs, later stages on a run, sweeps, Ctrl-C; with rehearsed stages."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import nas_llm.stages
+from nas_llm import cli
+from nas_llm.config import config_dir
+from nas_llm.config_errors import groups, options
+from nas_llm.run_directory import locked
+
+REHEARSED = '''"""Rehearses {name}.
+
+Writes down what it was asked for, and fails as `name` says.
+"""
+
+import json
+import os
+from pathlib import Path
+
+
+def main(cfg):
+    run_dir = Path(cfg.run_dir)
+    asked = dict(seed=cfg.seed, k=cfg.sampler.get("k"), run_dir=cfg.run_dir, architecture=cfg.architecture)
+    asked["search"] = dict(cfg.search)
+    asked["steps"] = cfg.trainer.max_steps
+    (run_dir / "{name}.json").write_text(json.dumps(asked))
+    if cfg.name == "value":
+        raise ValueError("name=value is refused\\nby the stage")
+    if cfg.name == "bug":
+        raise RuntimeError("a bug")
+    if cfg.name == "full":
+        raise OSError(28, "No space left on device", "some.bin")
+    if cfg.name == "stopped":
+        raise KeyboardInterrupt
+    if "{name}" == "train":
+        (run_dir / "checkpoints").mkdir(exist_ok=True)
+        (run_dir / "checkpoints" / "last.ckpt").touch()
+        if cfg.name == "stopped late":
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                raise SystemExit(1)
+'''
+STAGES = ("train", "search", "report")
+Nas = Callable[..., int]
+
+
+@pytest.fixture
+def rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of stages that do nothing but write down what they were asked for, used instead of the real ones."""
+    folder = tmp_path / "rehearsed"
+    folder.mkdir()
+    for name in STAGES:
+        (folder / f"{name}.py").write_text(REHEARSED.replace("{name}", name))
+    loaded = {name: sys.modules.pop(name, None) for name in (f"nas_llm.stages.{stage}" for stage in STAGES)}
+    monkeypatch.setattr(nas_llm.stages, "__path__", [str(folder)])
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    yield folder
+    for name, module in loaded.items():
+        sys.modules.pop(name, None)
+        if module is not None:
+            sys.modules[name] = module
+
+
+@pytest.fixture
+def nas(rehearsed: Path) -> Nas:
+    return lambda *arguments: cli.run(list(arguments))
+
+
+@pytest.fixture
+def shell(rehearsed: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line in a process of its own, with the rehearsed stages there and in processes that it starts."""
+    (tmp_path / "site").mkdir()
+    hook = f"import nas_llm.stages\nnas_llm.stages.__path__ = [{str(rehearsed)!r}]\n"
+    (tmp_path / "site" / "sitecustomize.py").write_text(hook)
+    root = Path(cli.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{root}"}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "nas_llm", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    return call
+
+
+def asked(run_dir: str | Path, stage: str) -> dict[str, object]:
+    return json.loads((Path(run_dir) / f"{stage}.json").read_text())
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_help_lists_the_stages_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for stage, line in cli.stages().items():
+        assert f"  {stage}" in shown
+        assert line
+        assert line in shown
+        assert len(line) <= 120
+
+
+def test_real_stages_are_those_with_a_main() -> None:
+    folder = Path(nas_llm.stages.__file__).parent
+    assert set(cli.stages()) == {path.stem for path in folder.glob("[!_]*.py") if "\ndef main(" in path.read_text()}
+
+
+def test_the_help_of_a_stage_shows_groups_options_and_common_overrides(
+    nas: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas("train", "--help") == 0
+    shown = capsys.readouterr().out
+    for group in groups(config_dir()):
+        assert f"  {group}=" in shown
+        assert ", ".join(options(config_dir(), group)) in shown
+    assert len(cli.COMMON) == 10
+    for override, _ in cli.COMMON:
+        assert override in shown
+
+
+def test_the_common_overrides_are_real() -> None:
+    from nas_llm.launch import checked
+
+    values = {"DIR": "x", "PATH": "x", "N": "1", "X": "0.1"}
+    for override in (part for common, _ in cli.COMMON for part in common.split() if not part.startswith("ckpt_path")):
+        key, _, value = override.partition("=")
+        partner = ["data.path=x"] if key == "data" else ["data=text"] if key == "data.path" else []
+        checked([f"{key}={values.get(value, value)}", *partner, "stage=train"])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"nas-llm {nas_llm.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian"], "there is no stage 'trian': did you mean train?"),
+        (["train", "samplr=random"], "did you mean sampler?"),
+        (["train", "trainer.max_steps=abc"], "trainer.max_steps=abc is not allowed: it must be a whole number"),
+        (["train", "-m", "trainer.max_steps=1,abc"], "trainer.max_steps=abc is not allowed"),
+        (["train", "-m", "sampler=random,sandwhich"], "did you mean sampler=sandwich?"),
+        (["train", "--multi-run"], "unrecognized arguments: --multi-run"),
+        (["train", "--config-dir", "nowhere"], "--config-dir nowhere is no folder"),
+        (["train", "ckpt_path=last"], "name it with run_dir=DIR"),
+        (["train", "ckpt_path=last", "run_dir=nowhere"], "run_dir=nowhere holds no run"),
+        (["search"], "nas-llm search goes on with a run: name it with run_dir=DIR"),
+        (["search", "run_dir=nowhere"], "run_dir=nowhere holds no run"),
+        (["train", "--cfg", "job", "samplr=random"], "did you mean sampler?"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    nas: Nas, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    assert nas(*arguments) == 2
+    line = error_line(capsys)
+    assert line.startswith("nas-llm: error: ")
+    assert says in line
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_run_and_its_record(nas: Nas) -> None:
+    assert nas("train", "seed=3", "search=none", "run_dir=here") == 0
+    assert asked("here", "train")["seed"] == 3
+    assert OmegaConf.load("here/.hydra/overrides.yaml") == ["seed=3", "search=none"]
+    assert OmegaConf.load("here/.hydra/config.yaml").run_dir == "here"
+    (entry,) = json.loads(Path("here/provenance.json").read_text())["stages"]
+    assert entry["status"] == "finished"
+    assert entry["argv"][:4] == ["nas-llm", "train", "seed=3", "search=none"]
+    assert not list(Path("here").rglob("*.log"))
+
+
+def test_the_default_run_dir_is_readable(nas: Nas) -> None:
+    assert nas("train", "name=mine") == 0
+    (run,) = Path("runs").iterdir()
+    assert run.name.startswith("train-mine-20")
+    assert asked(run, "train")["run_dir"] == str(run.parent / run.name)
+
+
+def test_later_stages_start_from_the_runs_overrides(nas: Nas) -> None:
+    assert nas("train", "run_dir=a", "sampler.k=5", "search.evaluations=7", "search.population=4", "seed=2") == 0
+    before = Path("a/.hydra/overrides.yaml").read_text()
+    assert nas("search", "run_dir=a", "seed=9", "architecture=000012345678") == 0
+    first = asked("a", "search")
+    assert (first["seed"], first["k"], first["architecture"]) == (9, 5, "000012345678")
+    assert first["search"]["evaluations"] == 7  # type: ignore[index]
+    assert nas("search", "run_dir=a", "search=none") == 0
+    assert asked("a", "search")["search"] == {}
+    assert nas("report", "run_dir=a") == 0
+    assert asked("a", "report")["seed"] == 2
+    assert Path("a/.hydra/overrides.yaml").read_text() == before
+    assert Path("a/.hydra/search/overrides.yaml").exists()
+    stages = json.loads(Path("a/provenance.json").read_text())["stages"]
+    assert [entry["stage"] for entry in stages] == ["train", "search", "search", "report"]
+
+
+def test_resuming_merges_and_starting_anew_is_refused(nas: Nas, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nas("train", "run_dir=a", "sampler.k=5", "trainer.max_steps=10") == 0
+    assert nas("train", "run_dir=a") == 2
+    assert "already holds a run (checkpoints)" in error_line(capsys)
+    assert nas("train", "run_dir=a", "ckpt_path=last", "trainer.max_steps=20") == 0
+    assert (asked("a", "train")["k"], asked("a", "train")["steps"]) == (5, 20)
+    assert nas("search", "run_dir=a") == 0
+    assert asked("a", "search")["steps"] == 20
+
+
+def test_a_directory_in_use_is_refused(nas: Nas, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked("a"):
+        assert nas("train", "run_dir=a") == 2
+    assert f"run_dir=a is in use by another process (pid {os.getpid()}" in error_line(capsys).replace(
+        str(Path.cwd()), ""
+    )
+    assert not Path("a/.hydra").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [
+        ("value", 2, "nas-llm: error: name=value is refused by the stage"),
+        ("full", 2, "nas-llm: error: some.bin could not be written: No space left on device"),
+        ("stopped", 130, "go on with: nas-llm train run_dir=a name=stopped"),
+        ("'stopped late'", 130, "go on with: nas-llm train run_dir=a ckpt_path=last"),
+    ],
+)
+def test_how_a_stage_ends(nas: Nas, capsys: pytest.CaptureFixture[str], name: str, code: int, says: str) -> None:
+    assert nas("train", "run_dir=a", f"name={name}") == code
+    assert says in error_line(capsys)
+    (entry,) = json.loads(Path("a/provenance.json").read_text())["stages"]
+    assert entry["status"] == ("failed" if code == 2 else "interrupted")
+
+
+def test_bugs_show_their_traceback(nas: Nas) -> None:
+    with pytest.raises(RuntimeError, match="a bug"):
+        nas("train", "run_dir=a", "name=bug")
+
+
+def test_a_traceback_can_be_asked_for(
+    nas: Nas, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cli.FULL_TRACEBACK, "1")
+    assert nas("train", "run_dir=a", "name=value") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_cfg_shows_the_configuration_and_writes_nothing(nas: Nas, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nas("train", "--cfg", "job", "sampler.k=5") == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert shown.sampler.k == 5
+    assert "hydra" not in shown
+    assert not list(Path.cwd().iterdir())
+
+
+def test_own_options_by_config_dir_and_in_later_stages(nas: Nas) -> None:
+    Path("mine/sampler").mkdir(parents=True)
+    Path("mine/sampler/wide.yaml").write_text("_target_: nas_llm.samplers.sandwich.SandwichSampler\nk: 40\n")
+    assert nas("train", "--config-dir", "mine", "sampler=wide", "run_dir=a") == 0
+    assert asked("a", "train")["k"] == 40
+    assert nas("search", "run_dir=a") == 0
+    assert asked("a", "search")["k"] == 40
+
+
+def test_a_sweep_gives_every_job_its_own_run(nas: Nas) -> None:
+    assert nas("train", "-m", "seed=1,2", "sampler.k=3", "run_dir=sweep") == 0
+    for number, seed in enumerate((1, 2)):
+        run = Path("sweep") / f"{number}-seed-{seed}"
+        assert (asked(run, "train")["seed"], asked(run, "train")["k"]) == (seed, 3)
+        assert Path(str(asked(run, "train")["run_dir"])).samefile(run)
+        assert (run / "provenance.json").exists()
+        assert OmegaConf.load(run / ".hydra" / "overrides.yaml") == [f"seed={seed}", "sampler.k=3"]
+    assert nas("search", "run_dir=sweep/1-seed-2") == 0
+    assert asked("sweep/1-seed-2", "search")["k"] == 3
+
+
+def test_a_sweep_of_a_later_stage_works_on_the_one_run(nas: Nas, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nas("train", "run_dir=a", "sampler.k=6") == 0
+    assert nas("search", "-m", "run_dir=a", "seed=4,5") == 0
+    assert (asked("a", "search")["seed"], asked("a", "search")["k"]) == (5, 6)
+    assert Path("a/.hydra/overrides.yaml").exists()
+    capsys.readouterr()
+    assert nas("search", "-m", "run_dir=a,b") == 2
+    assert "run_dir cannot be swept" in error_line(capsys)
+
+
+def test_other_ranks_run_what_the_main_one_runs(rehearsed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(cli.CHILD_ARGUMENTS, json.dumps(["train", "seed=8", "run_dir=of-rank-0"]))
+    monkeypatch.setattr(sys, "argv", ["nas-llm", "train", "-m", "seed=8,9"])
+    Path("of-rank-0").mkdir()
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code == 0
+    assert asked("of-rank-0", "train")["seed"] == 8
+    assert {path.name for path in Path("of-rank-0").iterdir()} == {"train.json", "checkpoints"}
+
+
+def test_the_command_in_a_process_of_its_own_from_any_directory(
+    shell: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = shell("train", "seed=abc")
+    assert done.returncode == 2
+    assert done.stderr == "nas-llm: error: seed=abc is not allowed: it must be a whole number\n"
+    done = shell("train", "run_dir=a", "seed=4")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert asked("a", "train")["seed"] == 4
+
+
+@pytest.mark.slow
+def test_jobs_of_a_sweep_run_in_other_processes_by_joblib(
+    shell: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    done = shell("train", "-m", "name=fine,value", *joblib, "run_dir=sweep")
+    assert [asked(f"sweep/{job}", "train")["seed"] for job in ("0-name-fine", "1-name-value")] == [0, 0]
+    assert (Path("sweep/0-name-fine/checkpoints/last.ckpt")).exists()
+    assert done.returncode == 2
+    assert "nas-llm: error: name=value is refused by the stage" in done.stderr
+    assert "Traceback" not in done.stderr
