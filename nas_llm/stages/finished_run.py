@@ -86,7 +86,7 @@ class FinishedRun:
         if len(found) != 1:
             best = ", ".join(evaluation.id for evaluation in self.front.evaluations[:5])
             raise ValueError(
-                f"architecture={architecture}: {'no' if not found else len(found)} such ids in the archive; allowed are "
+                f"architecture={architecture}: {len(found) or 'no'} such ids in the archive; allowed are "
                 f"{', '.join(REFERENCES)} or an id, as {best} (all are in {self.run_dir / 'pareto.csv'})"
             )
         return next(iter(found.values()))
