@@ -74,12 +74,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, truncated, or holds more than plain content.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"ckpt_path={path}: there is no such file; leave ckpt_path out to start anew")
+    broken = ValueError(
+        f"ckpt_path={path} is not a whole checkpoint (truncated, or not written by this program): "
+        "resume from another one, or leave ckpt_path out to start anew"
+    )
+    if not zipfile.is_zipfile(path):  # the list of contents is at the end
+        raise broken
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError as error:
-        raise ValueError(f"ckpt_path={path}: there is no such file; leave ckpt_path out to start anew") from error
-    except (RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(
-            f"ckpt_path={path} is not a whole checkpoint (truncated, or not written by this program): "
-            "resume from another one, or leave ckpt_path out to start anew"
-        ) from error
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, UnpicklingError, KeyError) as error:
+        raise broken from error

@@ -1,0 +1,157 @@
+"""`nas-llm train` from end to end on a tiny model: outputs, resume, refusals, and two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from nas_llm import cli
+from nas_llm.run_directory import read_json, write_text
+from nas_llm.search import TRUNCATION, Archive
+
+TEXT = "The red fox ran to the old mill. It was cold and the river was wide. A bear sat near the door and slept. "
+
+
+@pytest.fixture(scope="module")
+def base(tiny_tokenizer, tmp_path_factory) -> Path:
+    """A pre-trained model, and a text."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = LlamaConfig(**sizes, vocab_size=400, num_key_value_heads=2, max_position_embeddings=64)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tiny_tokenizer.save_pretrained(folder / "model")
+    write_text(folder / "text.jsonl", "".join(json.dumps({"text": TEXT[i:] + TEXT}) + "\n" for i in range(40)))
+    return folder
+
+
+def arguments(base: Path, run_dir: Path, *more: str) -> list[str]:
+    data = ["data=text", f"data.path={base / 'text.jsonl'}", "data.sequence_length=16", "data.calibration_size=2"]
+    data += [f"data.cache_dir={base / 'cache'}", "data.batch_size=4", "data.validation_size=4", "data.test_size=2"]
+    search = ["search_space.steps=4", "search.evaluations=12", "search.population=6"]
+    trainer = ["trainer.accelerator=cpu", "trainer.max_steps=6", "trainer.val_check_interval=3", "checkpoint.keep=true"]
+    model = [f"model.path={base / 'model'}", "checkpoint.every_n_steps=2"]
+    return ["train", f"run_dir={run_dir}", *model, *data, *search, *trainer, *more]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "supernet" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    assert cli.run(arguments(base, run_dir)) == 0
+    return run_dir
+
+
+def test_the_run_directory_holds_everything(finished):
+    for name in ("supernet", "archive.jsonl", "search.json", "search_space.json", "importance.safetensors"):
+        assert (finished / name).exists(), name
+    for name in ("pareto.csv", "pareto.png", "results.json", "report.html", "provenance.json", "checkpoints/last.ckpt"):
+        assert (finished / name).stat().st_size > 0, name
+    archive = Archive(finished / "archive.jsonl")
+    assert {evaluation.source for evaluation in archive.evaluations} >= {"nsga2", TRUNCATION}
+    assert {evaluation.step for evaluation in archive.evaluations if evaluation.source == "nsga2"} == {6}
+
+
+def test_exports_load_with_the_stock_class(finished):
+    exported = sorted((finished / "subnets").iterdir())
+    assert len(exported) == 3
+    sizes = sorted(AutoModelForCausalLM.from_pretrained(path).num_parameters() for path in exported)
+    full = AutoModelForCausalLM.from_pretrained(finished / "supernet").num_parameters()
+    assert sizes[0] < sizes[1] < sizes[2] < full
+
+
+def test_the_last_lines_name_the_place_and_the_next_command(base, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    assert cli.run(arguments(base, run_dir, "trainer.max_steps=1", "trainer.val_check_interval=null")) == 0
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert printed[-1] == f"Everything lies in {run_dir}; try next: nas-llm evaluate run_dir={run_dir}"
+    assert any("full network" in line for line in printed)
+
+
+def test_resumed_from_the_middle_equals_the_whole(finished, base, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    for left in ("supernet", "subnets"):
+        shutil.rmtree(run_dir / left)
+    for left in ("archive.jsonl", "search.json", "results.json"):
+        (run_dir / left).unlink()
+    (run_dir / "checkpoints" / "step-2.ckpt").replace(run_dir / "checkpoints" / "last.ckpt")
+    assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last"]) == 0
+    expected = weights(finished)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(run_dir).items())
+    assert read_json(run_dir / "search.json")["front"] == read_json(finished / "search.json")["front"]
+
+
+def test_a_run_that_had_finished_training_goes_on_with_the_search(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    whole = (run_dir / "archive.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "archive.jsonl").write_text("".join(whole[:5]))
+    (run_dir / "search.json").unlink()
+    assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last"]) == 0
+    assert (run_dir / "archive.jsonl").read_text().splitlines(keepends=True) == whole
+    assert all(torch.equal(value, weights(finished)[name]) for name, value in weights(run_dir).items())
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("search_space.steps=2", "search_space="),
+        ("importance=magnitude", "importance="),
+        ("data.seed=1", "data="),
+    ],
+)
+def test_resuming_with_something_else_is_refused(finished, tmp_path, capsys, override, named):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last", override]) == 2
+    error = capsys.readouterr().err
+    assert f"nas-llm: error: {named}" in error
+
+
+def test_a_truncated_checkpoint_is_one_line(finished, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last"]) == 2
+    assert "is not a whole checkpoint" in capsys.readouterr().err
+
+
+def test_without_a_search_the_super_network_is_saved(base, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    settings = ["search=none", "sampler=standard", "distillation=none", "trainer.max_steps=1"]
+    command = [a for a in arguments(base, run_dir, "trainer.val_check_interval=null", *settings) if "search." not in a]
+    assert cli.run(command) == 0
+    assert (run_dir / "supernet" / "model.safetensors").exists()
+    assert "nas-llm search" in capsys.readouterr().out.strip().splitlines()[-1]
+
+
+def test_two_processes_from_the_command_line_equal_one(finished, base, tmp_path):
+    run_dir = tmp_path / "run"
+    command = arguments(base, run_dir, "trainer=ddp", "trainer.devices=2")
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "nas_llm", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, value in weights(finished).items():
+        torch.testing.assert_close(weights(run_dir)[name], value, rtol=0, atol=1e-5)
+    assert len(list((run_dir / "subnets").iterdir())) == 3
