@@ -38,7 +38,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not is_main_process() and CHILD_ARGUMENTS in os.environ:
         arguments = json.loads(os.environ[CHILD_ARGUMENTS])
-    sys.exit(run(arguments))
+    try:
+        sys.exit(run(arguments))
+    except KeyboardInterrupt:  # before the stage began
+        sys.exit(INTERRUPTED)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -122,9 +125,6 @@ def _launched(stage: str, arguments: list[str]) -> int:
         )
     except Interrupted as stop:
         print(f"\nnas-llm: interrupted; go on with: {stop}", file=sys.stderr)
-        return INTERRUPTED
-    except KeyboardInterrupt:
-        print("\nnas-llm: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -43,6 +43,7 @@ ROOT_TYPES = {
     "max_params": float | None,
     "max_latency_ms": float | None,
 }
+LIGHT = ("nas_llm.samplers.", "nas_llm.schedules.", "nas_llm.search")  # checked first: they import without torch
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 
 
@@ -98,12 +99,11 @@ def check(cfg: "DictConfig") -> None:
     for key, annotation in ROOT_TYPES.items():
         _check_type(key, plain[key], annotation)
     _check_type("model.path", plain["model"]["path"], str)
-    loaded = {key: value for key, value in plain["model"].items() if key != "path"}
-    _check_node("model", {"_target_": MODEL_LOADER, "_partial_": True, **loaded}, {})
     checkpoint_path(cfg)
     sources = _sources(OmegaConf.to_container(cfg, resolve=False), "")
-    nodes = list(_nodes(plain, ""))
-    for key, node in sorted(nodes, key=lambda pair: not str(pair[1]["_target_"]).startswith("nas_llm.")):
+    loaded = {key: value for key, value in plain["model"].items() if key != "path"}
+    nodes = [*_nodes(plain, ""), ("model", {"_target_": MODEL_LOADER, "_partial_": True, **loaded})]
+    for key, node in sorted(nodes, key=lambda pair: not str(pair[1]["_target_"]).startswith(LIGHT)):
         _check_node(key, node, sources)
     _check_effects(cfg)
 

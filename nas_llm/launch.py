@@ -24,7 +24,7 @@ from nas_llm import overrides as text
 from nas_llm import provenance
 from nas_llm.config import CONFIG_NAME, check, config_dir
 from nas_llm.config_errors import CONFIG_ERRORS, groups
-from nas_llm.run_directory import create, is_main_process, locked, refuse_outputs, write_text
+from nas_llm.run_directory import create, is_main_process, locked, refuse_outputs, started, write_text
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
 TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
@@ -60,9 +60,15 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     given = text.quoted(_with_config_dir(args.overrides, args.config_dir, flags))
     shows = args.cfg or args.info or args.hydra_help or args.shell_completion
     overrides = [*_with_recorded(stage, given), f"stage={stage}"]
-    if not shows:
-        overrides += _checked_sweep(stage, overrides) if args.multirun else _checked_run(stage, overrides)
-    _run_hydra([*flags, *overrides])
+    if shows:
+        _run_hydra([*flags, *overrides])
+    elif args.multirun:
+        _run_hydra([*flags, *overrides, *_checked_sweep(stage, overrides)])
+    else:
+        run_dir = _checked_run(overrides)
+        pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", run_dir)]
+        with started(run_dir, refusals=(ValueError, *CONFIG_ERRORS)):
+            _run_hydra([*flags, *overrides, *pinned])
 
 
 def job(cfg: DictConfig) -> None:
@@ -96,6 +102,8 @@ def checked(overrides: Sequence[str]) -> DictConfig:
         with open_dict(cfg):
             del cfg["hydra"]
         cfg.run_dir = str(cfg.run_dir)  # its time is that of now, not of every look at it
+        if cfg.stage in TRAINING and cfg.ckpt_path is None and is_main_process():
+            refuse_outputs(cfg.run_dir)
         if cfg.stage not in FILES_ONLY:
             check(cfg)
         return cfg
@@ -112,19 +120,18 @@ def _run_stage(cfg: DictConfig) -> None:
         locked(cfg.run_dir),
         provenance.recorded(cfg.run_dir, stage=cfg.stage, argv=["nas-llm", *arguments], seed=cfg.seed),
     ):
-        if is_main_process():
-            _write_configuration(cfg)
         if cfg.stage not in FILES_ONLY:
             from lightning import seed_everything
 
             seed_everything(cfg.seed, workers=True, verbose=False)
         main = importlib.import_module(f"nas_llm.stages.{cfg.stage}").main
-        try:
-            main(cfg)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
-                raise Interrupted(_resume_command(cfg, task)) from stop
-            raise
+        with _configuration(cfg):
+            try:
+                main(cfg)
+            except (KeyboardInterrupt, SystemExit) as stop:
+                if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+                    raise Interrupted(_resume_command(cfg, task)) from stop
+                raise
 
 
 def _with_config_dir(overrides: Sequence[str], folder: str | None, flags: list[str]) -> list[str]:
@@ -152,18 +159,13 @@ def _with_recorded(stage: str, overrides: list[str]) -> list[str]:
     return text.merge(text.recorded(run_dir), overrides, groups(config_dir()))
 
 
-def _checked_run(stage: str, overrides: list[str]) -> list[str]:
-    """Refuse what is wrong before anything is written; returns overrides that pin what was chosen."""
-    given = text.value_of(overrides, "run_dir")
-    if given is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def _checked_run(overrides: list[str]) -> str:
+    """Refuse what is wrong before anything is written; returns the run directory, whose default holds the time."""
+    if text.value_of(overrides, "run_dir") is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "run_dir is required when another program starts the processes: add run_dir=DIR, the same for all"
         )
-    cfg = checked(overrides)
-    create(cfg.run_dir)
-    if stage in TRAINING and cfg.ckpt_path is None and is_main_process():
-        refuse_outputs(cfg.run_dir)
-    return [] if given is not None else [text.assign("run_dir", cfg.run_dir)]
+    return checked(overrides).run_dir
 
 
 def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
@@ -213,17 +215,35 @@ def _environment(arguments: list[str]) -> Iterator[None]:
                 distributed.destroy_process_group()
 
 
-def _write_configuration(cfg: DictConfig) -> None:
-    """`.hydra/` of the run for the stage that starts or resumes it; later stages write theirs below it."""
+@contextmanager
+def _configuration(cfg: DictConfig) -> Iterator[None]:
+    """Write `.hydra/` of the run for the stage that starts or resumes it; later stages write theirs below it.
+
+    A resumption that is refused leaves the record of the run as it was.
+    """
+    if not is_main_process():
+        yield
+        return
     hydra_cfg = HydraConfig.get()
     folder = Path(cfg.run_dir) / ".hydra"
     if cfg.stage in CONTINUING:
         sweeps = hydra_cfg.mode is RunMode.MULTIRUN
         folder = Path(hydra_cfg.runtime.output_dir) if sweeps else folder / cfg.stage
     recorded = OmegaConf.create([*text.to_record(hydra_cfg.overrides.task), *_search_path()])
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-    write_text(folder / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})))
-    write_text(folder / "overrides.yaml", OmegaConf.to_yaml(recorded))
+    files = {
+        folder / "config.yaml": OmegaConf.to_yaml(cfg),
+        folder / "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})),
+        folder / "overrides.yaml": OmegaConf.to_yaml(recorded),
+    }
+    before = {path: path.read_text() for path in files if path.exists()}
+    for path, content in files.items():
+        write_text(path, content)
+    try:
+        yield
+    except (ValueError, *CONFIG_ERRORS):
+        for path, content in before.items():
+            write_text(path, content)
+        raise
 
 
 def _search_path() -> list[str]:

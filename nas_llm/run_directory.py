@@ -26,6 +26,7 @@ OUTPUTS = (
     "archive.jsonl",
     RESULTS_FILE,
 )  # what a run leaves that a new one must not mix with
+START_FILES = (".hydra", "provenance.json", LOCK_FILE, FINGERPRINTS_FILE)  # what a run has before it has results
 METRIC_IDENTITY = (
     "name",
     "architecture",
@@ -55,6 +56,27 @@ def create(run_dir: str | Path) -> None:
         raise ValueError(f"run_dir={run_dir} cannot be made ({error.strerror}): choose another run_dir=") from error
     if not os.access(run_dir, os.W_OK):
         raise ValueError(f"run_dir={run_dir} cannot be written: choose another run_dir=, or mend its permissions")
+
+
+@contextmanager
+def started(run_dir: str | Path, *, refusals: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """Make the directory; where the block refuses its input before there are results, leave nothing new behind.
+
+    Raises:
+        ValueError: as `create`; and what the block raises.
+    """
+    path = Path(run_dir).absolute()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    create(path)
+    try:
+        yield
+    except refusals:
+        if made and is_main_process() and {file.name for file in path.iterdir()} <= set(START_FILES):
+            _remove(path)
+            for folder in made[1:]:
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -206,8 +228,9 @@ def refuse_outputs(run_dir: str | Path) -> None:
             f"run_dir={run_dir} already holds a run ({', '.join(found)}): "
             "continue it with ckpt_path=last, or choose another run_dir="
         )
-    if is_main_process():
-        (Path(run_dir) / FINGERPRINTS_FILE).unlink(missing_ok=True)
+    fingerprints = Path(run_dir) / FINGERPRINTS_FILE
+    if is_main_process() and fingerprints.exists():
+        fingerprints.unlink()
 
 
 def _has_content(path: Path) -> bool:

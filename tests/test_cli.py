@@ -243,6 +243,27 @@ def test_how_a_stage_ends(nas: Nas, capsys: pytest.CaptureFixture[str], name: st
     assert entry["status"] == ("failed" if code == 2 else "interrupted")
 
 
+def test_input_that_a_stage_refuses_leaves_nothing(nas: Nas, rehearsed: Path) -> None:
+    source = (rehearsed / "train.py").read_text()
+    (rehearsed / "train.py").write_text(
+        source.replace("    run_dir = Path", "    raise ValueError('no data')\n    run_dir = Path")
+    )
+    assert nas("train", "run_dir=runs/deep/a") == 2
+    assert not list(Path.cwd().iterdir())
+    Path("mine").mkdir()
+    assert nas("train", "run_dir=mine") == 2
+    assert Path("mine/provenance.json").exists()
+
+
+def test_a_refused_resumption_leaves_the_record_as_it_was(nas: Nas) -> None:
+    assert nas("train", "run_dir=a", "sampler.k=5") == 0
+    assert nas("train", "run_dir=a", "ckpt_path=last", "sampler.k=6", "name=value") == 2
+    assert OmegaConf.load("a/.hydra/overrides.yaml") == ["sampler.k=5"]
+    assert OmegaConf.load("a/.hydra/config.yaml").sampler.k == 5
+    assert nas("train", "run_dir=a", "ckpt_path=last", "sampler.k=7", "name=stopped") == 130
+    assert OmegaConf.load("a/.hydra/overrides.yaml") == ["sampler.k=7", "name=stopped"]
+
+
 def test_bugs_show_their_traceback(nas: Nas) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         nas("train", "run_dir=a", "name=bug")
