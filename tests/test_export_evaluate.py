@@ -1,0 +1,111 @@
+"""`nas-llm export` and `nas-llm evaluate` on a run that the train stage has finished."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_train_stage import base, finished  # noqa: F401  (fixtures)
+
+import nas_llm
+from nas_llm import cli
+from nas_llm.run_directory import read_json
+from nas_llm.stages.finished_run import FinishedRun
+
+
+def export(run_dir: Path, *overrides: str) -> int:
+    return cli.run(["export", f"run_dir={run_dir}", *overrides])
+
+
+def parameters(path: Path) -> int:
+    return sum(p.numel() for p in nas_llm.from_pretrained(path).parameters())
+
+
+@pytest.mark.parametrize("name", ["largest", "smallest", "middle"])
+def test_export_by_name(finished, tmp_path, name):  # noqa: F811
+    assert export(finished, f"architecture={name}", f"export.path={tmp_path / 'out'}") == 0
+    run = FinishedRun(finished)
+    architecture = getattr(run.space, name)()
+    small = nas_llm.from_pretrained(tmp_path / "out")
+    ids = torch.arange(1, 13).view(1, 12)
+    with torch.no_grad(), run.supernet.activate(architecture) as model:
+        assert torch.allclose(small(ids).logits, model(ids).logits, atol=1e-5)
+    assert architecture.id in (tmp_path / "out" / "README.md").read_text()
+    assert "out" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_export_by_id_and_by_budget(finished, tmp_path):  # noqa: F811
+    run = FinishedRun(finished)
+    chosen = run.front.evaluations[0]
+    assert export(finished, f"architecture={chosen.id[:8]}", f"export.path={tmp_path / 'by_id'}") == 0
+    assert parameters(tmp_path / "by_id") == chosen.objectives["params"]
+    assert export(finished, "max_params=0.5", f"export.path={tmp_path / 'half'}") == 0
+    half = 0.5 * run.supernet.num_parameters(run.supernet.largest())
+    assert parameters(tmp_path / "half") <= half
+    best = min(e.objectives["loss"] for e in run.front.evaluations if e.objectives["params"] <= half)
+    assert run.front.pick(max_params=0.5).objectives["loss"] == best
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "give one of"),
+        (["architecture=middle", "max_params=0.5"], "give one of"),
+        (["architecture=ffffffffffff"], "no such ids"),
+        (["max_params=1e-6"], "smallest"),
+        (["max_latency_ms=5"], "latency"),
+    ],
+)
+def test_bad_choices_are_one_line(finished, tmp_path, capsys, overrides, message):  # noqa: F811
+    assert export(finished, *overrides, f"export.path={tmp_path / 'out'}") == 2
+    printed = capsys.readouterr().err.strip()
+    assert message in printed
+    assert len(printed.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_does_not_overwrite_other_things(finished, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    assert export(finished, "architecture=middle", f"export.path={tmp_path / 'mine'}") == 2
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert "holds no model" in capsys.readouterr().err
+
+
+def test_evaluate_measures_the_test_split(finished, capsys):  # noqa: F811
+    assert cli.run(["evaluate", f"run_dir={finished}"]) == 0
+    printed = capsys.readouterr().out
+    assert "largest" in printed
+    assert "smallest" in printed
+    metrics = [m for m in read_json(finished / "results.json")["metrics"] if m.get("split") == "test"]
+    exported = {path.name for path in (finished / "subnets").iterdir()}
+    assert exported <= {metric["architecture"] for metric in metrics}
+    assert {metric["name"] for metric in metrics} >= {"params", "loss"}
+    assert all(metric["samples"] == 2 and metric["unit"] for metric in metrics)
+
+
+def test_an_unfinished_run_is_named(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    assert export(tmp_path / "run", "architecture=middle") == 2
+    assert "nas-llm train" in capsys.readouterr().err
+
+
+def test_an_export_loads_with_the_stock_class_in_a_fresh_process(finished, tmp_path):  # noqa: F811
+    assert export(finished, "architecture=largest", f"export.path={tmp_path / 'out'}") == 0
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "print(len(model.generate(**tokenizer('The red', return_tensors='pt'), max_new_tokens=4)[0]))\n"
+        "assert not any(name.startswith('nas_llm') for name in sys.modules)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

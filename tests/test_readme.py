@@ -1,0 +1,77 @@
+"""What the README says is what runs: its Python example, its commands, its map of the folders."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nas_llm import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+COMMANDS = [
+    shlex.split(line.partition("  #")[0])
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    if line.startswith(("nas-llm", "make"))
+]
+
+
+def test_the_python_example_runs(tmp_path):
+    (example,) = [block for language, block in BLOCKS if language == "python"]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    counted, loaded = done.stdout.split()
+    assert counted == loaded
+
+
+def test_the_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {command[1] for command in COMMANDS if command[0] == "make"}
+    assert named == {"quickstart", "test"}
+    assert named <= targets
+
+
+def test_make_quickstart_runs_the_quickstart():
+    assert "nas-llm train experiment=quickstart" in (ROOT / "Makefile").read_text()
+
+
+def test_folders_and_files_of_the_map_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    rows = re.findall(r"^\| (`.+?) \|", README, re.M)
+    folders = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    named = [*links, *folders]
+    assert len(named) > 12
+    missing = [name for name in named if not any((place / name).exists() for place in (ROOT, ROOT / "nas_llm"))]
+    # rows name siblings after the first by their last part: `nas_llm/importance`, `samplers`
+    assert not missing
+
+
+@pytest.mark.real
+def test_the_commands_run_on_a_real_model(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    real = {
+        "model.path": shared_data / "models" / "stories260K",
+        "data.path": shared_data / "instruct" / "alpaca_en_demo.json",
+        "trainer.max_steps": 3,
+        "search.evaluations": 12,
+    }
+    small = ["data.sequence_length=128", "data.max_records=60", "data.batch_size=4", "data.cache_dir=cache"]
+    small += ["data.calibration_size=4", "search_space.steps=3", "search.population=6", "trainer.accelerator=cpu"]
+    ran = []
+    for command in [command for command in COMMANDS if command[0] == "nas-llm"]:
+        overrides = [f"{key}={real[key]}" if (key := item.partition("=")[0]) in real else item for item in command[2:]]
+        if command[1] == "train":
+            overrides += small
+        assert cli.run([command[1], *overrides]) == 0, command
+        ran.append(command[1])
+    assert ran == ["train", "search", "evaluate", "export", "report"]
+    assert (tmp_path / "half" / "config.json").is_file()
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
