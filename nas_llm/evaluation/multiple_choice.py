@@ -1,8 +1,8 @@
 """Multiple-choice accuracy: which option has the highest log-likelihood after its context.
 
-score(option) = sum_t log p(o_t | context, o_<t), or its mean over the option's tokens (``normalised``), which is what lm-eval calls
-acc and (per byte there) acc_norm. An option is scored on the tokens it adds to those of the context. Sequences that share
-all but their last token (options of one token, above all) are run once.
+score(option) = sum_t log p(o_t | context, o_<t), or its mean over the option's tokens (``normalised``), which is what
+lm-eval calls acc and (per byte there) acc_norm. An option is scored on the tokens it adds to those of the context.
+Sequences that share all but their last token (options of one token, above all) are run once.
 
 Shapes: input ids (batch, longest), right-padded; log-likelihoods (options,) per item.
 """
@@ -29,7 +29,7 @@ class Choice(Protocol):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of items answered rightly, in 0..1: by the summed and by the per-token log-likelihood; of ``samples`` items."""
+    """Shares of ``samples`` items answered rightly, in 0..1, by the summed and by the per-token log-likelihood."""
 
     summed: float
     normalised: float

@@ -1,4 +1,4 @@
-"""The microworld: a closed little world in English, generated from a seed, on which the embedded models are pre-trained."""
+"""The microworld: a closed little world in English, generated from a seed; the embedded models are trained on it."""
 
 from nas_llm.data.microworld.module import MicroworldData
 from nas_llm.data.microworld.records import Item, Record, draw, instruction, multiple_choice_sets, narrative

@@ -1,6 +1,6 @@
 """Microworld records as tokens, and whole records packed into blocks (best fit), so that no question loses its story.
 
-A block is records one after another, each followed by EOS; shapes: ``input_ids`` and ``is_answer`` (length of the block,).
+A block is records one after another, each followed by EOS; ``input_ids`` and ``is_answer`` have shape (its length,).
 """
 
 from collections.abc import Callable, Iterator
@@ -11,15 +11,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nas_llm.data.microworld.lexicon import Lexicon
-from nas_llm.data.microworld.records import LARGEST_SIZE, Record, draw, instruction, narrative, retelling
-from nas_llm.data.template import alpaca_prompt
+from nas_llm.data.microworld.records import LARGEST_SIZE, Record, alpaca, draw, narrative, notes, retelling
 
 WAITING = 24  # records among which the next of a block is chosen
-FORMATS = {
-    "primer": {"questions": 0.4, "prose": 0.2, "retelling": 0.4},
-    "narrative": {"questions": 0.7, "prose": 0.2, "retelling": 0.1},
+FORMATS = {  # the weights of the forms of a format's records
+    "notes": {"notes": 1.0},
+    "primer": {"prose": 0.5, "retelling": 0.1, "questions": 0.3, "notes": 0.1},
+    "narrative": {"prose": 0.45, "questions": 0.55},
     "instruction": {"instruction": 1.0},
-    "mixed": {"questions": 0.6, "prose": 0.2, "retelling": 0.05, "instruction": 0.15},
+    "mixed": {"prose": 0.4, "questions": 0.52, "instruction": 0.08},
 }
 
 
@@ -29,20 +29,21 @@ class Tokens:
     is_answer: np.ndarray
 
 
-def alpaca_record(fields: dict[str, str]) -> Record:
-    """An instruction pair as one text; the output is the answer."""
-    asked = alpaca_prompt(fields["instruction"], fields["input"])
-    return Record(asked + fields["output"], ((len(asked), len(asked) + len(fields["output"])),))
-
-
 def write(rng: Random, words: Lexicon, format: str, size: int = LARGEST_SIZE) -> Record:
-    """A record of a random family and of a form that the format has, by its weights."""
+    """A record of a form that the format has, by its weights, and of a random family; ``size`` as in ``draw``."""
     weights = FORMATS[format]
     form = rng.choices(tuple(weights), tuple(weights.values()))[0]
+    if form == "notes":
+        return notes(rng, words, rng.randint(2, size))
     story = draw(rng, words, size)
-    if form == "instruction":
-        return alpaca_record(instruction(rng, story))
-    return retelling(rng, story) if form == "retelling" else narrative(rng, story, form)
+    if form == "retelling":
+        return retelling(rng, story)
+    return alpaca(rng, story) if form == "instruction" else narrative(rng, story, form)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The text's tokens alone."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, record: Record) -> Tokens:
@@ -53,6 +54,17 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, record: Record) -> Tokens:
         for start, end in encoded["offset_mapping"]
     ]
     return Tokens(np.array([*encoded["input_ids"], tokenizer.eos_token_id]), np.array([*answers, False]))
+
+
+def repeated(input_ids: np.ndarray, eos: int) -> np.ndarray:
+    """Which tokens stood after the same token before, in the same record: (block,) booleans."""
+    seen: set[tuple[int, int]] = set()
+    found = np.zeros(len(input_ids), dtype=bool)
+    tokens = input_ids.tolist()
+    for i, pair in enumerate(zip([eos, *tokens], tokens, strict=False)):
+        found[i] = pair in seen
+        seen.clear() if pair[1] == eos else seen.add(pair)
+    return found
 
 
 def pack_whole(next_record: Callable[[], Tokens], sequence_length: int) -> Iterator[Tokens]:

@@ -11,11 +11,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nas_llm.data.files import check_sequence_length
-from nas_llm.data.microworld.blocks import Tokens, alpaca_record, pack_whole, tokenise, write
+from nas_llm.data.microworld.blocks import encode, pack_whole, tokenise, write
 from nas_llm.data.microworld.lexicon import lexicon
 from nas_llm.data.microworld.records import draw, instruction
 from nas_llm.data.module import SplitDataModule
 from nas_llm.data.records import TokenRecords
+from nas_llm.data.template import alpaca_prompt
 
 HELD_OUT_SPLITS = ("validation", "test")
 
@@ -23,8 +24,8 @@ HELD_OUT_SPLITS = ("validation", "test")
 class MicroworldData(SplitDataModule):
     """Generated text; no files and no network.
 
-    format: "narrative" (stories with questions or conclusions), "mixed" (those and Alpaca-form pairs), both as blocks of whole
-    records, at most sequence_length tokens; "instruction": Alpaca-form pairs alone, one per record, no loss on the prompt.
+    format: "narrative" (stories with questions or conclusions) or "mixed" (those and Alpaca-form pairs), in blocks of
+    whole records of at most sequence_length tokens; "instruction": Alpaca-form pairs, without loss on the prompt.
     *_size: blocks (pairs) of a split; model_max_length: the positions the model has.
 
     Raises ValueError, naming the setting, for an impossible one.
@@ -69,10 +70,13 @@ class MicroworldData(SplitDataModule):
 
     def _pairs(self, split: str, size: int) -> TokenRecords:
         rng, words = Random(f"{split} {self.seed}"), lexicon(split in HELD_OUT_SPLITS)
-        kept: list[Tokens] = []
-        while len(kept) < size:
-            pair = tokenise(self.tokenizer, alpaca_record(instruction(rng, draw(rng, words))))
-            kept += [pair] if len(pair.input_ids) <= self.sequence_length else []
-        return TokenRecords.from_lists(
-            (pair.input_ids for pair in kept), [int(np.argmax(pair.is_answer)) for pair in kept]
-        )
+        prompts: list[int] = []
+        records: list[np.ndarray] = []
+        while len(records) < size:
+            pair = instruction(rng, draw(rng, words))
+            prompt = encode(self.tokenizer, alpaca_prompt(pair["instruction"], pair["input"]))
+            output = [*encode(self.tokenizer, pair["output"]), self.tokenizer.eos_token_id]
+            if len(prompt) + len(output) <= self.sequence_length:
+                prompts.append(len(prompt))
+                records.append(np.array([*prompt, *output]))
+        return TokenRecords.from_lists(records, prompts)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from random import Random
 
-from nas_llm.data.microworld.lexicon import OPENERS, Lexicon, lexicon
-from nas_llm.data.microworld.world import FAMILIES, Question, Story
+from nas_llm.data.microworld.lexicon import COLOURS, OPENERS, PLACES, Lexicon, lexicon
+from nas_llm.data.microworld.world import FAMILIES, Question, Story, people, phrases
+from nas_llm.data.template import alpaca_prompt
 
 LARGEST_SIZE = 4
 
@@ -35,7 +36,7 @@ def tell(rng: Random, story: Story) -> str:
 
 def prompt(told: str, question: Question) -> str:
     """The question-and-answer form of one question, up to its answer."""
-    return f"{told}\nQuestion: {question.text}\nAnswer:"
+    return f"{told}\nQuestion: {question.text}\nAnswer: {question.lead}"
 
 
 def draw(rng: Random, words: Lexicon, size: int = LARGEST_SIZE, family: str | None = None) -> Story:
@@ -44,17 +45,17 @@ def draw(rng: Random, words: Lexicon, size: int = LARGEST_SIZE, family: str | No
 
 
 def narrative(rng: Random, story: Story, form: str, limit: int = 4) -> Record:
-    """The story followed by up to ``limit`` questions with answers (``form`` "questions") or concluding sentences ("prose")."""
+    """The story and up to ``limit`` questions with answers (``form`` "questions") or conclusions ("prose")."""
     text, spans = tell(rng, story), []
     for question in rng.sample(story.questions, min(limit, len(story.questions))):
-        text += f"\nQuestion: {question.text}\nAnswer:" if form == "questions" else f" So {question.lead}"
+        text = prompt(text, question) if form == "questions" else f"{text} So {question.lead}"
         spans.append((len(text), len(text) + 1 + len(question.answer)))
         text += f" {question.answer}."
     return Record(text, tuple(spans))
 
 
 def retelling(rng: Random, story: Story, limit: int = 4) -> Record:
-    """The story, and up to ``limit`` of its sentences once more, in another order: all but their first words can be known."""
+    """The story, and up to ``limit`` of its sentences once more in another order: all but the first words are known."""
     text, spans = f"{tell(rng, story)} Once more:", []
     for sentence in rng.sample(story.sentences, min(limit, len(story.sentences))):
         opening = sentence.split()[0]
@@ -65,8 +66,37 @@ def retelling(rng: Random, story: Story, limit: int = 4) -> Record:
 
 def instruction(rng: Random, story: Story) -> dict[str, str]:
     """One question in Alpaca form: fields instruction, input, output."""
+    return _instruction(rng, story)[0]
+
+
+def notes(rng: Random, words: Lexicon, n: int) -> Record:
+    """``n`` keys, each beside its value, then all of them twice more in other orders: nothing but looking up."""
+    names, things = people(rng, words, n), phrases(rng, words.things, 2 * n)
+    keys = [rng.choice(pair) for pair in zip(names, things[:n], strict=True)]
+    values = [
+        rng.choice(choices) for choices in zip(rng.sample(PLACES, n), rng.sample(COLOURS, n), things[n:], strict=True)
+    ]
+    text, spans = "Notes:", []
+    for turn in range(3):
+        for i in rng.sample(range(n), n):
+            text += f" {keys[i]}"
+            if turn:
+                spans.append((len(text), len(text) + 1 + len(values[i])))
+            text += f" {values[i]}."
+    return Record(text, tuple(spans))
+
+
+def alpaca(rng: Random, story: Story) -> Record:
+    """One question in Alpaca form as a training text."""
+    fields, answer = _instruction(rng, story)
+    text = alpaca_prompt(fields["instruction"], fields["input"]) + fields["output"]
+    return Record(text, ((len(text) - 2 - len(answer), len(text) - 1),))
+
+
+def _instruction(rng: Random, story: Story) -> tuple[dict[str, str], str]:
     question = rng.choice(story.questions)
-    return {"instruction": question.text, "input": tell(rng, story), "output": f"The answer is {question.answer}."}
+    output = f"So {question.lead} {question.answer}."
+    return {"instruction": question.text, "input": tell(rng, story), "output": output}, question.answer
 
 
 def multiple_choice_sets(seed: int, items_per_set: int) -> dict[str, list[Item]]:

@@ -1,4 +1,4 @@
-"""The microworld's byte-level BPE tokenizer, trained on the words themselves so that every part of a name or thing is one token."""
+"""The microworld's byte-level BPE tokenizer, trained on the words themselves: one token per part of a name or thing."""
 
 from random import Random
 
@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from nas_llm.data.microworld.lexicon import (
     ADJECTIVES,
     COLOURS,
+    COMPARISONS,
     CONTAINERS,
     FEMALE_ENDINGS,
     MALE_ENDINGS,
@@ -19,13 +20,10 @@ from nas_llm.data.microworld.lexicon import (
     lexicon,
 )
 from nas_llm.data.microworld.records import draw, narrative
+from nas_llm.data.template import alpaca_prompt
 
 # Stems alone are repeated so that they are merged before any piece that spans a stem and an ending.
 STEM_REPEATS, ENDING_REPEATS, WORD_REPEATS = 400, 200, 100
-PREAMBLE = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
-    "appropriately completes the request.\n\n### Instruction:\n\n\n### Input:\n\n\n### Response:\nThe answer is"
-)
 
 
 def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
@@ -51,8 +49,9 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
 
 def _corpus(seed: int) -> list[str]:
     words = [*ADJECTIVES, *NOUNS, *CONTAINERS, *PLACES, *COLOURS, *NUMBERS, *STATES]
+    words += [f"{word[:-2]}est" for pair in COMPARISONS for word in pair]
     texts = [f" {stem}" for stem in STEMS] * STEM_REPEATS + [f" {word}" for word in words] * WORD_REPEATS
-    texts += [ending for ending in (*FEMALE_ENDINGS, *MALE_ENDINGS)] * ENDING_REPEATS + [PREAMBLE] * STEM_REPEATS
+    texts += [*FEMALE_ENDINGS, *MALE_ENDINGS] * ENDING_REPEATS + [alpaca_prompt("", " ") + "So"] * STEM_REPEATS
     rng = Random(f"tokenizer {seed}")
     forms = [rng.choice(("questions", "prose")) for _ in range(1500)]
     return texts + [narrative(rng, draw(rng, lexicon(held_out=False)), form).text for form in forms]

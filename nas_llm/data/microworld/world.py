@@ -1,11 +1,12 @@
 """The facts of the microworld: seven families of short stories, each with the questions that the story answers.
 
-A family draws entities and facts from a passed generator and returns a ``Story``: sentences, and questions whose options all
-stem from the same story where it has enough of them. Every answer follows from the story alone.
+A family draws entities and facts from a passed generator and returns a ``Story``: sentences, and questions whose
+options all stem from the same story where it has enough of them. Every answer follows from the story alone.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from nas_llm.data.microworld.lexicon import COLOURS, COMPARISONS, NUMBERS, PLACES, STATES, Lexicon
@@ -13,7 +14,7 @@ from nas_llm.data.microworld.lexicon import COLOURS, COMPARISONS, NUMBERS, PLACE
 
 @dataclass(frozen=True)
 class Question:
-    """``text`` asks, ``lead`` is the start of the sentence that ``answer`` completes; ``options`` holds the answer too."""
+    """``text`` asks, ``lead`` begins the sentence that ``answer`` completes; ``options`` holds the answer too."""
 
     text: str
     lead: str
@@ -126,7 +127,7 @@ def containment(rng: Random, lexicon: Lexicon, size: int) -> Story:
     for thing, box, place in zip(things, boxes, places, strict=True):
         sentences += [f"The {thing} is in the {box}.", f"The {box} is in the {place}."]
         questions += [
-            Question(f"What holds the {thing}?", f"the {thing} is inside the", box, options_of(rng, box, boxes)),
+            Question(f"What holds the {thing}?", f"the {thing} is in the", box, options_of(rng, box, boxes)),
             Question(
                 f"In which place is the {thing}?",
                 f"the place of the {thing} is the",
@@ -139,31 +140,20 @@ def containment(rng: Random, lexicon: Lexicon, size: int) -> Story:
 
 
 def comparison(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """A chain of people, told pair by pair in any order and either direction; any two of them are compared."""
+    """A chain of people, told pair by pair in any order and either direction: who is first, who is last?"""
     n = rng.randint(2, max(2, size))
     chain = people(rng, lexicon, n)
     more, less = rng.choice(COMPARISONS)
     if rng.random() < 0.5:
         more, less = less, more
     sentences = [
-        f"{a} is {more} than {b}." if rng.random() < 0.7 else f"{b} is {less} than {a}."
-        for a, b in zip(chain, chain[1:], strict=False)
+        f"{a} is {more} than {b}." if rng.random() < 0.7 else f"{b} is {less} than {a}." for a, b in pairwise(chain)
     ]
     rng.shuffle(sentences)
     questions = []
-    for i in range(n):
-        for j in range(i + 1, n):
-            word, answer = (more, chain[i]) if rng.random() < 0.7 else (less, chain[j])
-            pair = [chain[i], chain[j]]
-            rng.shuffle(pair)
-            questions.append(
-                Question(
-                    f"Who is {word}, {pair[0]} or {pair[1]}?",
-                    f"of {pair[0]} and {pair[1]} the {word} one is",
-                    answer,
-                    tuple(pair),
-                )
-            )
+    for word, answer in ((more, chain[0]), (less, chain[-1])):
+        most = f"{word[:-2]}est"
+        questions.append(Question(f"Who is the {most}?", f"the {most} is", answer, options_of(rng, answer, chain)))
     return Story("comparison", tuple(sentences), tuple(questions))
 
 
@@ -186,7 +176,10 @@ def coreference(rng: Random, lexicon: Lexicon, size: int) -> Story:
         )
     ]
     names = [first, second]
-    questions = []
+    questions = [
+        Question(f"Who is {pronoun}?", f"{pronoun} is", name, options_of(rng, name, names))
+        for pronoun, name in pair.items()
+    ]
     things = phrases(rng, lexicon.things, 2)
     states = rng.sample(STATES, 2)
     rng.shuffle(order)
@@ -211,11 +204,7 @@ def counting(rng: Random, lexicon: Lexicon, size: int) -> Story:
         held, things = things[:count], things[count:]
         sentences.append(f"{name} {rng.choice(('has', 'found', 'bought'))} {listing(held)}.")
         answer = NUMBERS[count - 1]
-        questions.append(
-            Question(
-                f"How many things does {name} have?", f"the number of things of {name} is", answer, tuple(NUMBERS[:4])
-            )
-        )
+        questions.append(Question(f"How many things does {name} have?", f"{name} has", answer, tuple(NUMBERS[:4])))
     return Story("counting", tuple(sentences), tuple(questions))
 
 
