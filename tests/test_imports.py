@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     **{room: VALUES | FILES | {"models"} for room in MIDDLE},
 }
 ALLOWED["objectives"] |= {"evaluation"}
-ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search"}
+ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules"}
 ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides"}
 ALLOWED["cli"] = ALLOWED["launch"] | {"launch"}
