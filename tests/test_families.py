@@ -416,10 +416,10 @@ def test_counting_is_fast_for_32_layers_on_the_meta_device():
     architectures = [space.sample(rng) for _ in range(4000)]
     rates = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # the machine may be busy
         for architecture in architectures:
             supernet.num_parameters(architecture)
-        rates.append(len(architectures) / (time.perf_counter() - start))
+        rates.append(len(architectures) / (time.process_time() - start))
     assert max(rates) > 20_000
 
 

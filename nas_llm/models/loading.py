@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -60,6 +61,7 @@ def from_pretrained(
     config_file = Path(path) / "config.json"
     if config_file.is_file() and json.loads(config_file.read_text()).get("model_type") == MODEL_TYPE:
         return _load_cut(Path(path), dtype, attn_implementation)
+    _refuse_missing(path)
     optional = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -67,6 +69,8 @@ def from_pretrained(
         )
     except OSError as error:
         raise ValueError(_not_found(path)) from error
+    except SafetensorError as error:
+        raise ValueError(f"model.path={path}: a weights file is damaged ({_first_line(error)})") from error
 
 
 def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -77,6 +81,7 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     """
     path = resolve(name_or_path)
     folder = Path(path)
+    _refuse_missing(path)
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab.*")):
         raise ValueError(
             f"model.path={path}: no tokenizer in this directory (tokenizer.json and tokenizer_config.json); "
@@ -85,6 +90,8 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if not folder.is_dir() and not _has_config(path):
+            raise ValueError(_not_found(path)) from error
         raise ValueError(
             f"model.path={path}: its tokenizer does not load ({_first_line(error)}); "
             "name one: model.tokenizer_path=<directory or hub name>"
@@ -236,6 +243,21 @@ def _swap(folder: Path, target: Path) -> None:
     target.replace(before)
     folder.replace(target)
     shutil.rmtree(before)
+
+
+def _refuse_missing(path: str) -> None:
+    """A path that no hub name can look like is looked for on this machine alone."""
+    looks_local = path.startswith(("/", ".", "~")) or path.count("/") != 1
+    if looks_local and not Path(path).is_dir():
+        raise ValueError(_not_found(path))
+
+
+def _has_config(path: str) -> bool:
+    try:
+        AutoConfig.from_pretrained(path)
+    except OSError:
+        return False
+    return True
 
 
 def _not_found(path: str) -> str:

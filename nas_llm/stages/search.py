@@ -78,7 +78,7 @@ def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> Search
 
 def untrained(cfg: DictConfig) -> Supernet:
     """The network of `model.path`, neither sorted nor trained."""
-    settings = {key: value for key, value in cfg.model.items() if key != "path"}
+    settings = {key: value for key, value in cfg.model.items() if key not in ("path", "tokenizer_path")}
     return Supernet.from_pretrained(cfg.model.path, **settings)
 
 

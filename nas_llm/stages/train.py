@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _main(cfg: DictConfig, run_dir: Path) -> None:
-    tokenizer = load_tokenizer(cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
+    tokenizer = load_tokenizer(cfg.model.tokenizer_path or cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
     supernet = untrained(cfg)
     data = prepared_data(cfg, tokenizer, supernet)
     trainer = make_trainer(cfg, run_dir)
