@@ -101,7 +101,8 @@ def check(cfg: "DictConfig") -> None:
     _check_type("model.path", plain["model"]["path"], str)
     checkpoint_path(cfg)
     sources = _sources(OmegaConf.to_container(cfg, resolve=False), "")
-    loaded = {key: value for key, value in plain["model"].items() if key != "path"}
+    _check_type("model.tokenizer_path", plain["model"].get("tokenizer_path"), str | None)
+    loaded = {key: value for key, value in plain["model"].items() if key not in ("path", "tokenizer_path")}
     nodes = [*_nodes(plain, ""), ("model", {"_target_": MODEL_LOADER, "_partial_": True, **loaded})]
     for key, node in sorted(nodes, key=lambda pair: not str(pair[1]["_target_"]).startswith(LIGHT)):
         _check_node(key, node, sources)
