@@ -26,7 +26,8 @@ class LookBack:
     """Norms of codes and copies relative to an embedding's, and the attention logits of a right match and position.
 
     Raises:
-        ValueError: a model that is neither a Llama with attention_bias nor a GPT-NeoX, or has fewer than four groups.
+        ValueError: a model that is neither a Llama with attention_bias nor a GPT-NeoX, or is too small: of
+            less than four key-value heads, or a hidden size of less than four heads.
     """
 
     seed: int = 0
@@ -105,14 +106,17 @@ class _Shape:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "_Shape":
-        theta, heads, hidden = config.rope_parameters["rope_theta"], config.num_attention_heads, config.hidden_size
-        if config.model_type == "llama" and config.attention_bias and config.num_key_value_heads >= OFFSETS:
-            return cls(hidden, heads, config.num_key_value_heads, config.head_dim, theta)
-        if config.model_type == "gpt_neox" and heads >= OFFSETS:
-            return cls(hidden, heads, heads, hidden // heads, theta)
+        heads, hidden, groups, size = config.num_attention_heads, config.hidden_size, 0, 0
+        if config.model_type == "llama" and config.attention_bias:
+            groups, size = config.num_key_value_heads, config.head_dim
+        if config.model_type == "gpt_neox":
+            groups, size = heads, hidden // heads
+        if groups >= OFFSETS and hidden >= OFFSETS * size:
+            return cls(hidden, heads, groups, size, config.rope_parameters["rope_theta"])
         raise ValueError(
             f"pretrain.initialisation cannot start a {config.model_type} of this shape: it takes gpt_neox, or llama "
-            f"with pretrain.model.attention_bias=true, of {OFFSETS} key-value heads or more"
+            f"with pretrain.model.attention_bias=true, of {OFFSETS} key-value heads or more and a hidden "
+            f"size of {OFFSETS} heads or more"
         )
 
     @property

@@ -35,13 +35,15 @@ from nas_llm.run_directory import atomic_path, write_json, write_text
 @dataclass(frozen=True)
 class Phase:
     """A part of the curriculum: ``steps`` on blocks of ``sequence_length`` tokens of a ``format``, stories of at most
-    ``size`` entities of a kind; ``known_weight`` is the weight of tokens that repeat what the record has said."""
+    ``size`` entities of a kind; ``known_weight`` is the weight of tokens that repeat what the record has said;
+    ``families``: their weights, equal if not given."""
 
     steps: int
     format: str
     size: int
     sequence_length: int
     known_weight: float
+    families: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,20 +85,27 @@ class Recipe:
         return next(phase for phase, end in zip(self.phases, ends, strict=True) if step < end)
 
 
-@dataclass(frozen=True)
 class Batches:
-    """Generated batches from ``start`` to the last, each a function of (seed, step): training resumes anywhere."""
+    """Generated batches from step ``start`` on, each a function of (seed, step): training resumes anywhere."""
 
-    recipe: Recipe
-    tokenizer: PreTrainedTokenizerBase
-    start: int = 0
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, start: int = 0) -> None:
+        self.recipe, self.tokenizer, self._step = recipe, tokenizer, start
 
     def __len__(self) -> int:
-        return self.recipe.steps - self.start
+        return self.recipe.steps
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for step in range(self.start, self.recipe.steps):
-            yield self.batch(step)
+        while self._step < self.recipe.steps:
+            self._step += 1
+            yield self.batch(self._step - 1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Lightning saves it, and hands it back when it resumes."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where ``state`` was taken."""
+        self._step = state["step"]
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """``input_ids`` and ``weights`` (0 on padding), both of shape (blocks, sequence_length)."""
@@ -104,7 +113,7 @@ class Batches:
         rng = Random(f"pretrain {recipe.seed} {step}")
 
         def next_record() -> Tokens:
-            return tokenise(self.tokenizer, write(rng, words, phase.format, phase.size))
+            return tokenise(self.tokenizer, write(rng, words, phase.format, phase.size, phase.families))
 
         rows = recipe.batch_tokens // phase.sequence_length
         input_ids = torch.full((rows, phase.sequence_length), self.tokenizer.pad_token_id)

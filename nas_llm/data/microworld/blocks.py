@@ -3,7 +3,7 @@
 A block is records one after another, each followed by EOS; ``input_ids`` and ``is_answer`` have shape (its length,).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -29,13 +29,19 @@ class Tokens:
     is_answer: np.ndarray
 
 
-def write(rng: Random, words: Lexicon, format: str, size: int = LARGEST_SIZE) -> Record:
-    """A record of a form that the format has, by its weights, and of a random family; ``size`` as in ``draw``."""
-    weights = FORMATS[format]
-    form = rng.choices(tuple(weights), tuple(weights.values()))[0]
+def write(
+    rng: Random,
+    words: Lexicon,
+    format: str,
+    size: int = LARGEST_SIZE,
+    families: Mapping[str, float] | None = None,
+) -> Record:
+    """A record of a form that the format has, by its weights, and of a family by theirs; ``size`` as in ``draw``."""
+    forms = FORMATS[format]
+    form = rng.choices(tuple(forms), tuple(forms.values()))[0]
     if form == "notes":
         return notes(rng, words, rng.randint(2, size))
-    story = draw(rng, words, size)
+    story = draw(rng, words, size, weights=families)
     if form == "retelling":
         return retelling(rng, story)
     return alpaca(rng, story) if form == "instruction" else narrative(rng, story, form)

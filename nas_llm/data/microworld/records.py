@@ -1,5 +1,6 @@
 """Stories told as training records (plain text, questions and answers, Alpaca form) and as multiple-choice items."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -39,9 +40,18 @@ def prompt(told: str, question: Question) -> str:
     return f"{told}\nQuestion: {question.text}\nAnswer: {question.lead}"
 
 
-def draw(rng: Random, words: Lexicon, size: int = LARGEST_SIZE, family: str | None = None) -> Story:
-    """A random story of a family (or of any); ``size`` bounds how many entities it has."""
-    return FAMILIES[family or rng.choice(tuple(FAMILIES))](rng, words, size)
+def draw(
+    rng: Random,
+    words: Lexicon,
+    size: int = LARGEST_SIZE,
+    family: str | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Story:
+    """A random story of a family, or of any by their weights; ``size`` bounds how many entities it has."""
+    if family is None:
+        names = tuple(FAMILIES)
+        family = rng.choices(names, [weights[name] for name in names])[0] if weights else rng.choice(names)
+    return FAMILIES[family](rng, words, size)
 
 
 def narrative(rng: Random, story: Story, form: str, limit: int = 4) -> Record:

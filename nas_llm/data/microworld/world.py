@@ -29,6 +29,8 @@ class Story:
     questions: tuple[Question, ...]
 
 
+FULL_SIZE = 4  # smaller stories are simpler in their number of entities, but vary more in their wording
+
 Family = Callable[[Random, Lexicon, int], Story]
 
 
@@ -140,18 +142,22 @@ def containment(rng: Random, lexicon: Lexicon, size: int) -> Story:
 
 
 def comparison(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """A chain of people, told pair by pair in any order and either direction: who is first, who is last?"""
-    n = rng.randint(2, max(2, size))
+    """A chain of people, told pair by pair in any order: who is at its head? In small stories also who is at its end,
+    and some pairs are told the other way round."""
+    small = size < FULL_SIZE
+    n = rng.randint(2 if small else 3, size)
     chain = people(rng, lexicon, n)
     more, less = rng.choice(COMPARISONS)
     if rng.random() < 0.5:
         more, less = less, more
     sentences = [
-        f"{a} is {more} than {b}." if rng.random() < 0.7 else f"{b} is {less} than {a}." for a, b in pairwise(chain)
+        f"{b} is {less} than {a}." if small and rng.random() >= 0.7 else f"{a} is {more} than {b}."
+        for a, b in pairwise(chain)
     ]
     rng.shuffle(sentences)
+    ends = ((more, chain[0]), (less, chain[-1]))
     questions = []
-    for word, answer in ((more, chain[0]), (less, chain[-1])):
+    for word, answer in ends if small else ends[:1]:
         most = f"{word[:-2]}est"
         questions.append(Question(f"Who is the {most}?", f"the {most} is", answer, options_of(rng, answer, chain)))
     return Story("comparison", tuple(sentences), tuple(questions))
@@ -197,14 +203,15 @@ def coreference(rng: Random, lexicon: Lexicon, size: int) -> Story:
 def counting(rng: Random, lexicon: Lexicon, size: int) -> Story:
     """People hold several things each; how many?"""
     names = people(rng, lexicon, rng.randint(2, max(2, min(3, size - 1))))
-    counts = [rng.randint(1, 4 if len(names) == 2 else 3) for _ in names]
+    most = 4 if size < FULL_SIZE else 3
+    counts = [rng.randint(1, most if len(names) == 2 else 3) for _ in names]
     things = phrases(rng, lexicon.things, sum(counts))
     sentences, questions = [], []
     for name, count in zip(names, counts, strict=True):
         held, things = things[:count], things[count:]
         sentences.append(f"{name} {rng.choice(('has', 'found', 'bought'))} {listing(held)}.")
         answer = NUMBERS[count - 1]
-        questions.append(Question(f"How many things does {name} have?", f"{name} has", answer, tuple(NUMBERS[:4])))
+        questions.append(Question(f"How many things does {name} have?", f"{name} has", answer, tuple(NUMBERS[:most])))
     return Story("counting", tuple(sentences), tuple(questions))
 
 
