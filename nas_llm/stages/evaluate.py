@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from nas_llm.architecture import Architecture
 from nas_llm.config import build
+from nas_llm.lightning.quiet import quiet
 from nas_llm.objectives import Objective, measure
 from nas_llm.run_directory import add_metrics
 from nas_llm.stages.export import SUBNETS
@@ -21,6 +22,11 @@ SPLIT = "test"
 
 def main(cfg: DictConfig) -> None:
     """By ``architecture`` or a budget one sub-network; else the whole one, every exported one and the smallest."""
+    with quiet():
+        _main(cfg)
+
+
+def _main(cfg: DictConfig) -> None:
     run = FinishedRun(Path(cfg.run_dir))
     chosen = _chosen(run, cfg)
     supernet = load_supernet(run.run_dir, cfg)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from nas_llm.architecture import Architecture
+from nas_llm.lightning.quiet import quiet
 from nas_llm.stages.finished_run import FinishedRun
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ SUBNETS = "subnets"
 
 
 def main(cfg: DictConfig) -> None:
+    with quiet():
+        _main(cfg)
+
+
+def _main(cfg: DictConfig) -> None:
     run = FinishedRun(Path(cfg.run_dir))
     architecture = run.choose(cfg.architecture, cfg.max_params, cfg.max_latency_ms)
     path = export_subnetwork(run.supernet, architecture, run.tokenizer, run_dir=run.run_dir, path=cfg.export.path)

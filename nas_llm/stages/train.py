@@ -37,8 +37,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def _main(cfg: DictConfig, run_dir: Path) -> None:
-    tokenizer = load_tokenizer(cfg.model.tokenizer_path or cfg.model.path, trust_remote_code=cfg.model.trust_remote_code)
+    words = cfg.model.tokenizer_path or cfg.model.path
+    tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code)
     supernet = untrained(cfg)
+    refuse_early(cfg, supernet)
     data = prepared_data(cfg, tokenizer, supernet)
     trainer = make_trainer(cfg, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
@@ -48,6 +50,14 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     trainer.fit(make_module(cfg, supernet, space), datamodule=data, ckpt_path=checkpoint_path(cfg))
     if trainer.is_global_zero:
         conclude(pareto, supernet, tokenizer, run_dir)
+
+
+def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
+    """Build what only the model can judge before anything is written: a refusal leaves no run behind."""
+    space = build(cfg.search_space, supernet=supernet)
+    build(cfg.sampler, supernet=supernet, space=space)
+    for node in (cfg.importance, cfg.distillation, cfg.optimizer, cfg.scheduler):
+        build(node)
 
 
 def prepared_data(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, supernet: Supernet) -> Any:
