@@ -55,6 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     stage, rest = arguments[0], list(arguments[1:])
     if stage not in stages():
         return _fail(_unknown_stage(stage))
+    if stage == "bench" and rest and rest[0].isidentifier():
+        rest[0] = f"bench={rest[0]}"  # nas-llm bench sandwich
     if {"-h", "--help"} & set(rest):
         print(stage_help(stage))
         return 0

@@ -1,0 +1,22 @@
+"""Measures what the package's own machinery costs, beside the limits: nas-llm bench sandwich."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from nas_llm.benchmarks.sandwich import table
+from nas_llm.config import build
+from nas_llm.run_directory import add_metrics
+
+
+def main(cfg: DictConfig) -> None:
+    """Run the benchmark of `cfg.bench`, print its figures and write them to the run directory."""
+    benchmark = build(cfg.bench)
+    if benchmark is None:
+        raise ValueError("bench: name a benchmark, as nas-llm bench sandwich")
+    figures = benchmark()
+    print(table(figures))
+    metrics = [{"name": f.name, "value": f.value, "unit": "1", "limit": f.limit, "details": f.details} for f in figures]
+    add_metrics(Path(cfg.run_dir), metrics)

@@ -1,0 +1,56 @@
+"""The benchmark's own arithmetic; its figures are for people to read, not for tests to time."""
+
+from __future__ import annotations
+
+import pytest
+
+from nas_llm import cli
+from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark, medians, table
+from nas_llm.benchmarks.steps import ARCHITECTURES, llama
+from nas_llm.models.supernet import Supernet
+from nas_llm.run_directory import read_metrics
+
+TINY = SandwichBenchmark(repeats=1, batch_size=1, sequence_length=4, evaluations=2)
+
+
+def test_the_shape_is_the_one_that_the_limits_are_about():
+    supernet = Supernet(llama())
+    assert supernet.largest() == ARCHITECTURES[0]
+    assert supernet.num_parameters(ARCHITECTURES[0]) == 56_369_664
+    macs = [supernet.macs(a, batch_size=4, sequence_length=256) for a in ARCHITECTURES]
+    assert sum(macs) / macs[0] == pytest.approx(2.55, abs=0.01)
+
+
+def test_figures_are_measured_and_stand_beside_their_limits(monkeypatch):
+    monkeypatch.setattr("nas_llm.benchmarks.steps.VOCABULARY", 100)
+    figures = [*TINY.step_times(), *TINY.forward_times(), TINY.search_time()]
+    assert all(figure.value > 0 for figure in figures)
+    lines = table(figures).splitlines()
+    assert len(lines) == len(figures) + 1 == 7
+    assert all(("OVER THE LIMIT" in line) != figure.holds for figure, line in zip(figures, lines[1:], strict=True))
+
+
+def test_medians_leave_the_first_round_out():
+    calls = []
+    found = medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert found.keys() == {"a", "b"}
+
+
+def test_a_figure_holds_up_to_its_limit():
+    assert Figure("x", 1.15, 1.15, "").holds
+    assert not Figure("x", 1.16, 1.15, "").holds
+
+
+def test_the_stage_takes_the_benchmarks_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SandwichBenchmark, "__call__", lambda self: [Figure("x", 1.0, 2.0, f"{self.repeats} times")])
+    assert cli.run(["bench", "sandwich", f"run_dir={tmp_path / 'run'}", "bench.repeats=2"]) == 0
+    assert "2 times" in capsys.readouterr().out
+    assert read_metrics(tmp_path / "run")[0]["limit"] == 2.0
+    assert cli.run(["bench", f"run_dir={tmp_path / 'other'}"]) == 2
+    assert "nas-llm bench sandwich" in capsys.readouterr().err
+
+
+def test_numbers_below_one_are_refused():
+    with pytest.raises(ValueError, match=r"bench\.repeats=0"):
+        SandwichBenchmark(repeats=0)
