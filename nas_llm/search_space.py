@@ -23,8 +23,11 @@ from nas_llm.architecture import Architecture, LayerChoice
 class Elastic(Protocol):
     """What a space needs to know of a super-network."""
 
-    layer_order: tuple[int, ...]  # most important first
-    elastic_axes: frozenset[str]  # axes that the family can slice
+    @property
+    def layer_order(self) -> tuple[int, ...]: ...  # most important first
+
+    @property
+    def elastic_axes(self) -> frozenset[str]: ...  # that the family can slice
 
     def largest(self) -> Architecture: ...
 

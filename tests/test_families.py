@@ -374,12 +374,18 @@ def test_activation_nests_and_restores_on_errors():
     supernet = build("gemma3_text")
     a, b = random_architectures(supernet, 2)
     before, keys = logits_of(supernet.model, batch()), supernet.config.to_dict()
-    with pytest.raises(RuntimeError, match="inside"), supernet.activate(a) as model:
+    with supernet.activate(a) as model:
         outer = logits_of(model, batch())
         with supernet.activate(b):
             assert not torch.equal(logits_of(model, batch()), outer)
         assert torch.equal(logits_of(model, batch()), outer)
-        raise RuntimeError("inside")
+
+    def fail() -> None:
+        with supernet.activate(a):
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert torch.equal(logits_of(supernet.model, batch()), before)
     assert supernet.config.to_dict() == keys
 
