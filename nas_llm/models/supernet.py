@@ -269,8 +269,8 @@ class Supernet(nn.Module):
             attention = vars(self._blocks[choice.index].get_submodule(self._row.attention))
             for name, constant in self._row.constants.items():
                 _set(attention, name, constant(choice, self.config), undo)
-            for module in self._indexed[choice.index]:
-                _set(vars(module), "layer_idx", position, undo)
+            for indexed in self._indexed[choice.index]:
+                _set(vars(indexed), "layer_idx", position, undo)
         self._apply_blocks(architecture, undo)
         self._apply_rotary(architecture.layers[0].head_dim, undo)
         if self._row.scaled_embedding is not None:
