@@ -137,9 +137,9 @@ def _sums(
             log_probabilities = _log_probabilities(model, batch, pad)
             for row, sequence in zip(log_probabilities, batch, strict=True):
                 for index in wanted[sequence]:
-                    option = torch.tensor(pairs[index][1], device=row.device)
-                    first = len(sequence) - len(option)  # the context's last token predicts the first of the option
-                    sums[index] = row[first : len(sequence)].gather(1, option[:, None]).sum().item()
+                    tokens = torch.tensor(pairs[index][1], device=row.device)
+                    first = len(sequence) - len(tokens)  # the context's last token predicts the first of the option
+                    sums[index] = row[first : len(sequence)].gather(1, tokens[:, None]).sum().item()
     finally:
         for module, was_training in training.items():
             module.training = was_training

@@ -42,7 +42,7 @@ class LookBack:
         """Initialises the embeddings and the first two layers of ``model`` in place; the rest stays as it is."""
         shape = _Shape.of(model.config)
         generator = torch.Generator().manual_seed(self.seed)
-        embeddings = model.get_input_embeddings().weight
+        (embeddings,) = model.get_input_embeddings().parameters()
         embeddings.normal_(0, self.embedding_std, generator=generator)
         length = self.embedding_std * shape.hidden**0.5
         embeddings.mul_(length / embeddings.norm(dim=1, keepdim=True))

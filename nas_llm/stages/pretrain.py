@@ -207,7 +207,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Rec
     """The model in bfloat16 and its tokenizer, as Hugging Face writes them; the whole directory or nothing."""
     tokenizer.model_max_length = recipe.model.max_position_embeddings
     with atomic_path(path) as temporary:
-        model.to(torch.bfloat16).save_pretrained(temporary)
+        model.to(dtype=torch.bfloat16).save_pretrained(temporary)  # type: ignore[call-arg]
         tokenizer.save_pretrained(temporary)
 
 

@@ -4,7 +4,7 @@ A family draws entities and facts from a passed generator and returns a ``Story`
 options all stem from the same story where it has enough of them. Every answer follows from the story alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
@@ -29,7 +29,7 @@ class Story:
     questions: tuple[Question, ...]
 
 
-FULL_SIZE = 4  # smaller stories are simpler in their number of entities, but vary more in their wording
+FULL_SIZE = 4  # of full stories; smaller ones have fewer entities, but say less on the way to an answer
 
 Family = Callable[[Random, Lexicon, int], Story]
 
@@ -62,7 +62,7 @@ def listing(items: list[str]) -> str:
     return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
 
 
-def options_of(rng: Random, answer: str, near: list[str], far: tuple[str, ...] = (), n: int = 4) -> tuple[str, ...]:
+def options_of(rng: Random, answer: str, near: Sequence[str], far: Sequence[str] = (), n: int = 4) -> tuple[str, ...]:
     """The answer and up to ``n - 1`` distractors, those of the story (``near``) first, in random order."""
     others = [option for option in dict.fromkeys(near) if option != answer]
     rng.shuffle(others)
@@ -108,7 +108,7 @@ def properties(rng: Random, lexicon: Lexicon, size: int) -> Story:
                     f"What colour is the {thing}?",
                     f"the {thing} is",
                     colour,
-                    options_of(rng, colour, colours, tuple(COLOURS)),
+                    options_of(rng, colour, colours, COLOURS),
                 )
             )
         if facts[1] in kept:
@@ -120,7 +120,7 @@ def properties(rng: Random, lexicon: Lexicon, size: int) -> Story:
 
 
 def containment(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """Things in containers, containers in places: one hop, or two."""
+    """Things in containers, containers in places: one hop or two (full stories say the first hop too)."""
     n = rng.randint(2, max(2, size - 1))
     things = phrases(rng, lexicon.things, n)
     boxes = phrases(rng, lexicon.containers, n, tuple(things))
@@ -128,14 +128,11 @@ def containment(rng: Random, lexicon: Lexicon, size: int) -> Story:
     sentences, questions = [], []
     for thing, box, place in zip(things, boxes, places, strict=True):
         sentences += [f"The {thing} is in the {box}.", f"The {box} is in the {place}."]
+        hop = f"the {thing} is in the"
+        hops = f"the place of the {thing} is the" if size < FULL_SIZE else f"{hop} {box} which is in the"
         questions += [
-            Question(f"What holds the {thing}?", f"the {thing} is in the", box, options_of(rng, box, boxes)),
-            Question(
-                f"In which place is the {thing}?",
-                f"the place of the {thing} is the",
-                place,
-                options_of(rng, place, places, tuple(PLACES)),
-            ),
+            Question(f"What holds the {thing}?", hop, box, options_of(rng, box, boxes)),
+            Question(f"In which place is the {thing}?", hops, place, options_of(rng, place, places, PLACES)),
         ]
     rng.shuffle(sentences)
     return Story("containment", tuple(sentences), tuple(questions))
@@ -190,22 +187,24 @@ def coreference(rng: Random, lexicon: Lexicon, size: int) -> Story:
     states = rng.sample(STATES, 2)
     rng.shuffle(order)
     for pronoun, thing, state in zip(order, things, states, strict=True):
-        if rng.random() < 0.5:
-            sentences.append(f"{pronoun.capitalize()} had the {thing}.")
-            question, lead = f"Who had the {thing}?", f"the {thing} was with"
-        else:
-            sentences.append(f"{pronoun.capitalize()} was {state}.")
-            question, lead = f"Who was {state}?", f"the {state} one was"
-        questions.append(Question(question, lead, pair[pronoun], options_of(rng, pair[pronoun], names)))
+        had = rng.random() < 0.5
+        told = f"had the {thing}" if had else f"was {state}"
+        sentences.append(f"{pronoun.capitalize()} {told}.")
+        lead = f"the {thing} was with" if had else f"the {state} one was"
+        if size >= FULL_SIZE:
+            lead = f"{pronoun} {told} and {pronoun} is"
+        questions.append(Question(f"Who {told}?", lead, pair[pronoun], options_of(rng, pair[pronoun], names)))
     return Story("coreference", tuple(sentences), tuple(questions))
 
 
 def counting(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """People hold several things each; how many?"""
+    """People hold several things each (in full stories called by their nouns alone); how many?"""
     names = people(rng, lexicon, rng.randint(2, max(2, min(3, size - 1))))
     most = 4 if size < FULL_SIZE else 3
     counts = [rng.randint(1, most if len(names) == 2 else 3) for _ in names]
     things = phrases(rng, lexicon.things, sum(counts))
+    if size >= FULL_SIZE:
+        things = [thing.split()[1] for thing in things]
     sentences, questions = [], []
     for name, count in zip(names, counts, strict=True):
         held, things = things[:count], things[count:]
