@@ -13,10 +13,9 @@ from nas_llm.run_directory import add_metrics
 
 def main(cfg: DictConfig) -> None:
     """Run the benchmark of `cfg.bench`, print its figures and write them to the run directory."""
-    benchmark = build(cfg.bench)
-    if benchmark is None:
-        raise ValueError("bench: name a benchmark, as nas-llm bench sandwich")
-    figures = benchmark()
+    if "bench" not in cfg:
+        raise ValueError("bench is missing: name a benchmark, as nas-llm bench sandwich")
+    figures = build(cfg.bench)()
     print(table(figures))
     metrics = [{"name": f.name, "value": f.value, "unit": "1", "limit": f.limit, "details": f.details} for f in figures]
     add_metrics(Path(cfg.run_dir), metrics)
