@@ -275,9 +275,10 @@ class Supernet(nn.Module):
         self._apply_rotary(architecture.layers[0].head_dim, undo)
         if self._row.scaled_embedding is not None:
             embedding = self.model.get_submodule(self._row.scaled_embedding)
-            scale = architecture.hidden**0.5
+            scale, before = architecture.hidden**0.5, embedding._buffers["embed_scale"]
+            assert before is not None
             _set(vars(embedding), "scalar_embed_scale", scale, undo)
-            _set(embedding._buffers, "embed_scale", torch.tensor(scale, device=self.model.device), undo)
+            _set(embedding._buffers, "embed_scale", torch.full_like(before, scale), undo)
 
     def _apply_blocks(self, architecture: Architecture, undo: Undo) -> None:
         parent_name, _, name = self._row.layers.rpartition(".")
