@@ -24,8 +24,7 @@ import nas_llm
 from nas_llm.architecture import Architecture
 from nas_llm.benchmarks.steps import ARCHITECTURES, KINDS, llama, plain_step, random_batch, supernet_step
 from nas_llm.models.supernet import Supernet
-from nas_llm.objectives import Loss, directions, measure
-from nas_llm.objectives.params import Params
+from nas_llm.objectives import Loss, Objective, Params, directions, measure
 from nas_llm.search import Archive, run_search
 from nas_llm.search.nsga2 import NSGA2
 from nas_llm.search_space import SearchSpace
@@ -143,7 +142,7 @@ class SandwichBenchmark:
         """NSGA-II's own seconds over those of the evaluations, here of one batch each: with more data the ratio
         falls."""
         supernet = Supernet(llama()).eval()
-        objectives = [Params(), Loss([random_batch(self.batch_size, self.sequence_length)])]
+        objectives: list[Objective] = [Params(), Loss([random_batch(self.batch_size, self.sequence_length)])]
         search = NSGA2(SearchSpace.joint(supernet), directions(objectives), self.evaluations, min(16, self.evaluations))
         result = run_search(search, lambda a: measure(objectives, supernet, a), Archive(None), progress=False)
         return Figure(

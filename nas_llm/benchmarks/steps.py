@@ -15,6 +15,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +47,13 @@ ARCHITECTURES = (
 
 def llama(seed: int = 0) -> LlamaForCausalLM:
     """The network of the benchmark, with random weights."""
-    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "head_dim": HEAD_DIM}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048}
+    sizes: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "head_dim": HEAD_DIM,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048}
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes, **heads))
 

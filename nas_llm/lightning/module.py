@@ -144,7 +144,7 @@ class SupernetModule(LightningModule):
         if self.trainer.world_size > 1:
             sum_over_ranks(gradients)
         terms = len(window.architectures) if self.reduction == "mean" else 1
-        window.factor = 1.0 / (tokens.clamp(min=1) * terms * _SUM_SCALE)
+        window.factor = (1.0 / (tokens.clamp(min=1) * terms * _SUM_SCALE)).float()
         scale_before = self._scaler_factor()
         optimizer.step()  # type: ignore[union-attr]
         skipped = self._scaler_factor() < scale_before  # the loss scaler found gradients beyond half precision
@@ -161,13 +161,18 @@ class SupernetModule(LightningModule):
         self._window.norm = scale_and_clip(gradients, self._window.factor, self.gradient_clip_val)
 
     def _totals(self) -> tuple[Tensor, Tensor]:
-        """Loss sums (architectures,) and counted tokens (scalar) of the global batch, float64."""
-        losses = torch.stack([passes.losses.double() for passes in self._window.passes]).sum(0)
+        """Loss sums (architectures,) and counted tokens (scalar) of the global batch, float64 on the CPU."""
+        losses = torch.stack([passes.losses.cpu().double() for passes in self._window.passes]).sum(0)
         tokens = losses.new_tensor(float(sum(passes.tokens for passes in self._window.passes)))
-        both = torch.cat([losses, tokens[None]])
-        if self.trainer.world_size > 1:
-            sum_over_ranks([both])
+        both = self._over_ranks(torch.cat([losses, tokens[None]]))
         return both[:-1], both[-1]
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return sums
+        there = sums.to(self.device)
+        sum_over_ranks([there])
+        return there.cpu()
 
     def _refuse_non_finite(self, losses: Tensor) -> None:
         if bool(losses.isfinite().all()):
@@ -219,10 +224,8 @@ class SupernetModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for name, sums in self._validation.items():
-            total = sums.to(self.device)
-            if self.trainer.world_size > 1:
-                sum_over_ranks([total])
-            loss = (total[0] / total[1].clamp(min=1)).item()
+            total, tokens = self._over_ranks(sums)
+            loss = (total / tokens.clamp(min=1)).item()
             self.log(f"val/loss_{name}", loss, prog_bar=name == "largest")
             self.log(f"val/perplexity_{name}", math.exp(min(loss, 700.0)))
 

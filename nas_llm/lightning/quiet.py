@@ -17,7 +17,7 @@ _NOISE = (
     r".*does not have many workers.*",
     r".*lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",
     r".*is smaller than the logging interval.*",
-    r".*The model .* was compiled.*",
+    r".*gradient_checkpointing_enable` is deprecated.*",
 )
 
 
