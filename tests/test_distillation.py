@@ -50,6 +50,8 @@ def by_hand(kind: str, student, teacher, labels, alpha: float, beta: float, temp
     [
         ("forward", ForwardKL(0.5, 2.0, 0.9)),
         ("forward", ForwardKL(0.0, 1.0, 1.0)),
+        ("forward", ForwardKL(0.3, 2.0, 1.0)),
+        ("soft", CrossEntropy(0.5, 0.5, 1.0)),
         ("reverse", ReverseKL(0.3, 0.7, 2.0)),
         ("soft", CrossEntropy(0.5, 0.5, 1.5)),
         ("hard", CrossEntropy(0.25, 0.75, 1.0, "hard")),

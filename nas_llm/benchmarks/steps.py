@@ -12,9 +12,11 @@ own for each kind, because the peak of a process never goes down.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,6 +120,9 @@ def main(kind: str, batch_size: int, sequence_length: int, threads: int) -> None
 
 
 def _peak_mib() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's ru_maxrss may be that of the process that started this one
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

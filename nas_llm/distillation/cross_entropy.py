@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nas_llm.distillation.mix import IGNORED, check_mix, counted_sum, hard_loss, in_full_precision
+from nas_llm.distillation.mix import IGNORED, check_mix, hard_loss, in_full_precision, soft_loss
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,16 @@ class CrossEntropy:
         return self.beta > 0
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
-        loss = student_logits.new_zeros((), dtype=in_full_precision(student_logits).dtype)
-        if self.alpha:
-            loss = loss + self.alpha * hard_loss(student_logits, labels)
-        if self.beta:
-            assert teacher_logits is not None
-            loss = loss + self.beta * self._soft_or_hard(student_logits, teacher_logits, labels)
-        return loss
-
-    def _soft_or_hard(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        if not self.beta:
+            return self.alpha * hard_loss(student_logits, labels)
+        assert teacher_logits is not None
         if self.targets == "hard":
             best = torch.where(labels == IGNORED, IGNORED, teacher_logits.argmax(-1))
-            return hard_loss(student_logits, best)
-        student = torch.log_softmax(in_full_precision(student_logits) / self.temperature, -1)
+            loss = self.beta * hard_loss(student_logits, best)
+            return loss + self.alpha * hard_loss(student_logits, labels) if self.alpha else loss
         teacher = torch.softmax(in_full_precision(teacher_logits) / self.temperature, -1)
-        return -(self.temperature**2) * counted_sum((teacher * student).sum(-1), labels)
+        student, weight = in_full_precision(student_logits), self.beta * self.temperature**2
+        if self.temperature == 1:
+            return soft_loss(student, teacher, labels, soft=weight, hard=self.alpha)
+        loss = soft_loss(student / self.temperature, teacher, labels, soft=weight)
+        return loss + self.alpha * hard_loss(student_logits, labels) if self.alpha else loss

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas_llm.distillation.mix import check_mix, counted_sum, hard_loss, in_full_precision
+from nas_llm.distillation.mix import check_mix, counted_sum, hard_loss, in_full_precision, soft_loss
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,16 @@ class ForwardKL:
         return self.beta > 0
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
-        loss = student_logits.new_zeros((), dtype=in_full_precision(student_logits).dtype)
-        if self.alpha:
-            loss = loss + self.alpha * hard_loss(student_logits, labels)
-        if self.beta:
-            assert teacher_logits is not None
-            student = torch.log_softmax(in_full_precision(student_logits) / self.temperature, -1)
-            teacher = torch.log_softmax(in_full_precision(teacher_logits) / self.temperature, -1)
-            divergence = (teacher.exp() * (teacher - student)).sum(-1)
-            loss = loss + self.beta * self.temperature**2 * counted_sum(divergence, labels)
-        return loss
+        if not self.beta:
+            return self.alpha * hard_loss(student_logits, labels)
+        assert teacher_logits is not None
+        with torch.no_grad():
+            log_teacher = torch.log_softmax(in_full_precision(teacher_logits) / self.temperature, -1)
+            teacher = log_teacher.exp()
+            minus_entropy = counted_sum(torch.linalg.vecdot(teacher, log_teacher), labels)
+        weight = self.beta * self.temperature**2
+        student = in_full_precision(student_logits)
+        if self.temperature == 1:
+            return weight * minus_entropy + soft_loss(student, teacher, labels, soft=weight, hard=self.alpha)
+        loss = weight * minus_entropy + soft_loss(student / self.temperature, teacher, labels, soft=weight)
+        return loss + self.alpha * hard_loss(student_logits, labels) if self.alpha else loss
