@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.axis_choices import AxisGrid, checked, checked_ratios
 
 
 class Elastic(Protocol):
@@ -83,13 +84,13 @@ class SearchSpace:
             ValueError: an empty or impossible list of choices, or an axis that the family cannot slice.
         """
         axes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
-        grid = _Grid(min_fraction, steps, multiple_of)
+        grid = AxisGrid(min_fraction, steps, multiple_of)
         full = _uniform(supernet.largest())
         width = full.layers[0].ffn
         if ffn_ratio is None:
             ratios = tuple(choice / full.hidden for choice in grid.choices(width, multiple_of))
         else:
-            ratios = _checked_ratios(ffn_ratio, width / full.hidden)
+            ratios = checked_ratios(ffn_ratio, width / full.hidden)
         return cls._of(supernet, "joint", axes, ratios, depth, grid)
 
     @classmethod
@@ -112,9 +113,9 @@ class SearchSpace:
         Defaults and errors as in :meth:`joint`; ``ffn`` lists widths.
         """
         axes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
-        grid = _Grid(min_fraction, steps, multiple_of)
+        grid = AxisGrid(min_fraction, steps, multiple_of)
         width = _uniform(supernet.largest()).layers[0].ffn
-        widths = _checked("ffn", ffn, width, grid.choices(width, multiple_of))
+        widths = checked("ffn", ffn, width, grid.choices(width, multiple_of))
         return cls._of(supernet, "per_layer", axes, widths, depth, grid)
 
     @classmethod
@@ -125,7 +126,7 @@ class SearchSpace:
         axes: Mapping[str, Sequence[int] | None],
         ffn: tuple[float, ...],
         depth: Sequence[int] | None,
-        grid: _Grid,
+        grid: AxisGrid,
     ) -> SearchSpace:
         full = _uniform(supernet.largest())
         shape = full.layers[0]
@@ -137,9 +138,9 @@ class SearchSpace:
         }
         space = cls(
             kind=kind,
-            **{axis: _checked(axis, given, defaults[axis][-1], defaults[axis]) for axis, given in axes.items()},
+            **{axis: checked(axis, given, defaults[axis][-1], defaults[axis]) for axis, given in axes.items()},
             ffn=ffn,
-            depth=_checked("depth", depth, full.num_layers, grid.choices(full.num_layers, 1)),
+            depth=checked("depth", depth, full.num_layers, grid.choices(full.num_layers, 1)),
             layer_order=tuple(supernet.layer_order),
             ffn_max=shape.ffn,
             multiple_of=grid.multiple_of,
@@ -373,57 +374,10 @@ class SearchSpace:
         ]
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Equally spaced default choices of an axis."""
-
-    min_fraction: float
-    steps: int
-    multiple_of: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_fraction <= 1:
-            raise ValueError(f"search_space.min_fraction={self.min_fraction}: allowed is above 0 and at most 1")
-        for key, value in (("steps", self.steps), ("multiple_of", self.multiple_of)):
-            if value < 1:
-                raise ValueError(f"search_space.{key}={value}: allowed is at least 1")
-
-    def choices(self, full: int, multiple_of: int) -> list[int]:
-        wanted = np.linspace(self.min_fraction * full, full, self.steps)[:-1]
-        rounded = (max(1, round(float(size) / multiple_of)) * multiple_of for size in wanted)
-        return sorted({size for size in rounded if size < full} | {full})
-
-
 def _uniform(full: Architecture) -> Architecture:
     if not full.is_uniform or not full.layers:
         raise ValueError("a search space needs a super-network whose layers all have the same shape")
     return full
-
-
-def _checked(axis: str, given: Sequence[int] | None, full: int, default: Sequence[int]) -> tuple[int, ...]:
-    values = list(default if given is None else given)
-    if not values:
-        raise ValueError(
-            f"search_space.{axis}=[]: the list of choices is empty; allowed are sizes between 1 and {full}"
-        )
-    if any(isinstance(value, bool) or int(value) != value for value in values):
-        raise ValueError(f"search_space.{axis}={values}: allowed are whole numbers between 1 and {full}")
-    if min(values) < 1 or max(values) > full:
-        raise ValueError(f"search_space.{axis}={values}: the model has {full}; allowed are sizes between 1 and {full}")
-    return tuple(sorted({int(value) for value in values}))
-
-
-def _checked_ratios(given: Sequence[float], full: float) -> tuple[float, ...]:
-    values = sorted({float(value) for value in given})
-    if not values:
-        raise ValueError(
-            f"search_space.ffn_ratio=[]: the list of choices is empty; allowed are ratios above 0 and at most {full:g}"
-        )
-    if values[0] <= 0 or values[-1] > full + 1e-9:
-        raise ValueError(
-            f"search_space.ffn_ratio={values}: the model has {full:g}; allowed are ratios above 0 and at most {full:g}"
-        )
-    return tuple(values)
 
 
 def _index(axis: str, choices: Sequence[int], value: int) -> int:

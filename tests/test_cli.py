@@ -138,7 +138,7 @@ def test_the_common_overrides_are_real() -> None:
     for override in (part for common, _ in cli.COMMON for part in common.split() if not part.startswith("ckpt_path")):
         key, _, value = override.partition("=")
         partner = ["data.path=x"] if key == "data" else ["data=text"] if key == "data.path" else []
-        checked([f"{key}={values.get(value, value)}", *partner, "stage=train"])
+        assert checked([f"{key}={values.get(value, value)}", *partner, "stage=train"]).stage == "train"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,8 @@ MIDDLE = {
 }
 ALLOWED: dict[str, set[str]] = {
     "architecture": set(),
-    "search_space": {"architecture"},
+    "axis_choices": set(),
+    "search_space": {"architecture", "axis_choices"},
     "run_directory": set(),
     "provenance": {"run_directory"},
     "schedules": set(),
