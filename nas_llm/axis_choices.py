@@ -31,7 +31,7 @@ class AxisGrid:
 
 
 def checked(axis: str, given: Sequence[int] | None, full: int, default: Sequence[int]) -> tuple[int, ...]:
-    """Ascending distinct sizes. Raises ValueError where one is not a whole number from 1 to ``full``, or none is given."""
+    """Ascending distinct sizes. Raises ValueError where one is no whole number from 1 to ``full``, or none is given."""
     values = list(default if given is None else given)
     if not values:
         raise ValueError(
