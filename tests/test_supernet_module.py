@@ -17,7 +17,7 @@ from training_fixtures import eval_loader, listed, records, tiny_module, tiny_su
 from nas_llm.data.loader import Collate
 from nas_llm.distillation import CrossEntropy, ForwardKL, Labels, ReverseKL
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
-from nas_llm.lightning.output import Targets, check_output_layer, hidden_states, next_token_loss, output_loss
+from nas_llm.lightning.output import Targets, check_output_layer, next_token_loss, output_loss
 from nas_llm.lightning.sandwich import sandwich_passes
 from nas_llm.samplers import RandomSampler, SandwichSampler, StandardSampler
 from nas_llm.schedules import cosine
@@ -124,7 +124,8 @@ def test_output_layers_that_are_not_linear_give_all_logits():
     targets = Targets.of(batch)
     got = output_loss(
         model,
-        hidden_states(model, batch, targets),
+        batch,
+        targets,
         lambda z, a, b: F.cross_entropy(z, targets.labels[a:b], reduction="sum"),
     )
     torch.testing.assert_close(got, expected)

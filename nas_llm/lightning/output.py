@@ -1,13 +1,14 @@
 """From a causal language model to the loss of its next tokens, without its full logits.
 
-Every family computes logits = cap(W h + b) from the hidden states h (batch, sequence, hidden) that its body returns;
-here are that body, that output layer and the positions that count, so that the loss can be taken in chunks of tokens.
-``check_output_layer`` compares with the model's own logits.
+Every family computes logits = cap(W h + b) from the hidden states h (batch, sequence, hidden) that its body returns. The
+loss is taken in chunks of tokens inside the forward pass of that output layer, so that its weight is read where a
+sharding strategy has gathered it, and nowhere else. ``check_output_layer`` compares with the model's own logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -42,32 +43,61 @@ class Targets:
         return len(self.labels)
 
 
-def hidden_states(model: PreTrainedModel, batch: Mapping[str, Tensor], targets: Targets) -> Tensor:
-    """What the output layer reads at the counted positions: (tokens, hidden)."""
-    outputs = model.base_model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, return_dict=True
-    )
-    return outputs.last_hidden_state.flatten(0, 1).index_select(0, targets.positions)
+def output_loss(
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    targets: Targets,
+    loss: ChunkLoss,
+    *,
+    gradient_scale: float = 1.0,
+) -> Tensor:
+    """Sum of ``loss`` over the counted tokens of a forward pass; an output layer that is not linear gives all their
+    logits at once.
+
+    Raises:
+        ValueError: the model does not call its output layer.
+    """
+    head, softcap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    plain_forward, totals = head.forward, []
+
+    def forward(hidden: Tensor) -> Tensor:
+        counted = hidden.flatten(0, 1).index_select(0, targets.positions)
+        if isinstance(head, nn.Linear):
+            layer = OutputLayer(head.weight, head.bias, softcap)
+            budget = _CHUNK_NUMBERS.get(hidden.device.type, _CHUNK_NUMBERS_GPU)
+            chunk_tokens = max(16, budget // layer.weight.shape[0])
+            totals.append(chunked_loss(counted, layer, loss, chunk_tokens=chunk_tokens, gradient_scale=gradient_scale))
+        else:
+            totals.append(loss(OutputLayer(hidden, softcap=softcap).cap(plain_forward(counted)), 0, len(counted)))
+        return hidden[..., :0]  # no logits: what the model still does with them costs nothing
+
+    with _replaced_forward(head, forward):
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    if len(totals) != 1:
+        raise ValueError(
+            f"model.path: {type(model).__name__} calls its output layer {len(totals)} times in a forward pass; "
+            "training knows models that call it once"
+        )
+    return totals[0]
 
 
-def output_loss(model: PreTrainedModel, hidden: Tensor, loss: ChunkLoss, *, gradient_scale: float = 1.0) -> Tensor:
-    """Sum of ``loss`` over tokens, from ``hidden`` (tokens, hidden); an output layer that is not linear gives all its
-    logits at once."""
-    head = model.get_output_embeddings()
-    softcap = _softcap(model)
-    if not isinstance(head, nn.Linear):
-        return loss(OutputLayer(hidden, softcap=softcap).cap(head(hidden)), 0, len(hidden))
-    layer = OutputLayer(head.weight, head.bias, softcap)
-    budget = _CHUNK_NUMBERS.get(hidden.device.type, _CHUNK_NUMBERS_GPU)
-    chunk_tokens = max(16, budget // layer.weight.shape[0])
-    return chunked_loss(hidden, layer, loss, chunk_tokens=chunk_tokens, gradient_scale=gradient_scale)
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    before = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = before
 
 
 def next_token_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
     """Sum of the cross-entropies of the counted tokens (a scalar), and their number."""
     targets = Targets.of(batch)
-    hidden = hidden_states(model, batch, targets)
-    return output_loss(model, hidden, lambda z, a, b: hard_loss(z, targets.labels[a:b])), len(targets)
+    return output_loss(model, batch, targets, lambda z, a, b: hard_loss(z, targets.labels[a:b])), len(targets)
 
 
 @torch.no_grad()
@@ -88,7 +118,7 @@ def check_output_layer(model: PreTrainedModel) -> None:
         ours[start:stop] = logits
         return logits.new_zeros(())
 
-    output_loss(model, hidden_states(model, batch, Targets.of(batch)), keep)
+    output_loss(model, batch, Targets.of(batch), keep)
     model.train(was_training)
     difference, scale = (own - ours).abs().max().item(), own.abs().max().item()
     if difference > 1e-2 * scale:
@@ -96,7 +126,3 @@ def check_output_layer(model: PreTrainedModel) -> None:
             f"model.path: the logits of {type(model).__name__} are not those of its output layer (they differ by "
             f"{difference:.3g} of {scale:.3g}); training knows linear output layers, with a bias and a softcap"
         )
-
-
-def _softcap(model: PreTrainedModel) -> float | None:
-    return getattr(model.config, "final_logit_softcapping", None)

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from nas_llm.architecture import Architecture
 from nas_llm.distillation import Distillation
 from nas_llm.distillation.mix import hard_loss
-from nas_llm.lightning.output import Targets, hidden_states, output_loss
+from nas_llm.lightning.output import Targets, output_loss
 
 if TYPE_CHECKING:
     from nas_llm.models.supernet import Supernet
@@ -96,7 +96,7 @@ def _label_loss(
             recorder.record(logits, start, stop)
         return hard_loss(logits, targets.labels[start:stop])
 
-    total = output_loss(model, hidden_states(model, batch, targets), loss, gradient_scale=gradient_scale)
+    total = output_loss(model, batch, targets, loss, gradient_scale=gradient_scale)
     if backward is not None:
         backward(total)
     return total.detach()
@@ -118,6 +118,6 @@ def _student_loss(
         taught = recorder.logits if recorder is not None else None
         return distillation(logits, None if taught is None else taught[start:stop], labels)
 
-    total = output_loss(model, hidden_states(model, batch, targets), loss, gradient_scale=gradient_scale)
+    total = output_loss(model, batch, targets, loss, gradient_scale=gradient_scale)
     backward(total)
     return total.detach()
