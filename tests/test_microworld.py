@@ -58,14 +58,12 @@ def solve_containment(facts, question):
 
 
 def solve_comparison(facts, question):
-    asked = re.match(r"Who is the (.*)est\?", question)[1]
-    above = {}
-    for fact in facts:
-        left, word, right = re.match(r"(\w+) is (\w+) than (\w+)", fact).groups()
-        winner, loser = (left, right) if word == f"{asked}er" else (right, left)
-        above[loser] = winner
-    (best,) = {name for pair in above.items() for name in pair} - above.keys()
-    return best
+    asked = re.match(r"Who is the (?:least )?(\w+?)(?:est)?\?", question)[1]
+    pairs = [re.match(r"(\w+) is (\w+)er than (\w+)", fact).groups() for fact in facts]
+    assert {word for _, word, _ in pairs} == {asked}
+    winners, losers = {pair[0] for pair in pairs}, {pair[2] for pair in pairs}
+    (found,) = losers - winners if "least" in question else winners - losers
+    return found
 
 
 def solve_coreference(facts, question):
@@ -97,6 +95,12 @@ def solve_negation(facts, question):
     )
     (other,) = [fact.split()[-1] for fact in facts if fact.startswith(f"{name} is not in the ")]
     return either[1] if either[2] == other else either[2]
+
+
+def solve_transfer(facts, question):
+    thing = re.match(r"Who has the (.*)\?", question)[1]
+    told = [fact for fact in facts if f"the {thing}" in fact]
+    return told[-1].split(" to ")[1] if " gave " in told[-1] else told[-1].split()[0]
 
 
 def test_every_answer_follows_from_the_story():

@@ -35,7 +35,7 @@ PLACES = (
 ).split()
 COLOURS = "red blue green yellow white black brown pink purple orange grey beige".split()
 NUMBERS = "one two three four five".split()
-# A comparison and the word for its reverse.
+# Each with the word for its reverse.
 COMPARISONS = (
     ("taller", "shorter"),
     ("older", "younger"),

@@ -8,7 +8,7 @@ from nas_llm.data.microworld.lexicon import COLOURS, OPENERS, PLACES, Lexicon, l
 from nas_llm.data.microworld.world import FAMILIES, Question, Story, people, phrases
 from nas_llm.data.template import alpaca_prompt
 
-LARGEST_SIZE = 4
+LARGEST_SIZE = 5
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
 
 def _corpus(seed: int) -> list[str]:
     words = [*ADJECTIVES, *NOUNS, *CONTAINERS, *PLACES, *COLOURS, *NUMBERS, *STATES]
-    words += [f"{word[:-2]}est" for pair in COMPARISONS for word in pair]
+    words += [f"{word[:-2]}{ending}" for pair in COMPARISONS for word in pair for ending in ("", "er", "est")]
     texts = [f" {stem}" for stem in STEMS] * STEM_REPEATS + [f" {word}" for word in words] * WORD_REPEATS
     texts += [*FEMALE_ENDINGS, *MALE_ENDINGS] * ENDING_REPEATS + [alpaca_prompt("", " ") + "So"] * STEM_REPEATS
     rng = Random(f"tokenizer {seed}")

@@ -1,4 +1,4 @@
-"""The facts of the microworld: seven families of short stories, each with the questions that the story answers.
+"""The facts of the microworld: eight families of short stories, each with the questions that the story answers.
 
 A family draws entities and facts from a passed generator and returns a ``Story``: sentences, and questions whose
 options all stem from the same story where it has enough of them. Every answer follows from the story alone.
@@ -29,7 +29,7 @@ class Story:
     questions: tuple[Question, ...]
 
 
-FULL_SIZE = 4  # of full stories; smaller ones have fewer entities, but say less on the way to an answer
+MOST = 4  # things that a person holds
 
 Family = Callable[[Random, Lexicon, int], Story]
 
@@ -120,8 +120,8 @@ def properties(rng: Random, lexicon: Lexicon, size: int) -> Story:
 
 
 def containment(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """Things in containers, containers in places: one hop or two (full stories say the first hop too)."""
-    n = rng.randint(2, max(2, size - 1))
+    """Things in containers, containers in places: the first hop, or the second one after the first."""
+    n = rng.randint(2, max(2, size - 2))
     things = phrases(rng, lexicon.things, n)
     boxes = phrases(rng, lexicon.containers, n, tuple(things))
     places = rng.sample(PLACES, n)
@@ -129,34 +129,32 @@ def containment(rng: Random, lexicon: Lexicon, size: int) -> Story:
     for thing, box, place in zip(things, boxes, places, strict=True):
         sentences += [f"The {thing} is in the {box}.", f"The {box} is in the {place}."]
         hop = f"the {thing} is in the"
-        hops = f"the place of the {thing} is the" if size < FULL_SIZE else f"{hop} {box} which is in the"
         questions += [
             Question(f"What holds the {thing}?", hop, box, options_of(rng, box, boxes)),
-            Question(f"In which place is the {thing}?", hops, place, options_of(rng, place, places, PLACES)),
+            Question(
+                f"In which place is the {thing}?",
+                f"{hop} {box} which is in the",
+                place,
+                options_of(rng, place, places, PLACES),
+            ),
         ]
     rng.shuffle(sentences)
     return Story("containment", tuple(sentences), tuple(questions))
 
 
 def comparison(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """A chain of people, told pair by pair in any order: who is at its head? In small stories also who is at its end,
-    and some pairs are told the other way round."""
-    small = size < FULL_SIZE
-    n = rng.randint(2 if small else 3, size)
+    """A chain of people, told pair by pair in any order: who is at its head, and who at its end?"""
+    n = rng.randint(min(3, size), size)
     chain = people(rng, lexicon, n)
-    more, less = rng.choice(COMPARISONS)
-    if rng.random() < 0.5:
-        more, less = less, more
-    sentences = [
-        f"{b} is {less} than {a}." if small and rng.random() >= 0.7 else f"{a} is {more} than {b}."
-        for a, b in pairwise(chain)
-    ]
+    more = rng.choice([word for pair in COMPARISONS for word in pair])
+    sentences = [f"{a} is {more} than {b}." for a, b in pairwise(chain)]
     rng.shuffle(sentences)
-    ends = ((more, chain[0]), (less, chain[-1]))
-    questions = []
-    for word, answer in ends if small else ends[:1]:
-        most = f"{word[:-2]}est"
-        questions.append(Question(f"Who is the {most}?", f"the {most} is", answer, options_of(rng, answer, chain)))
+    stem = more.removesuffix("er")
+    ends = ((f"{stem}est", chain[0]), (f"least {stem}", chain[-1]))
+    questions = [
+        Question(f"Who is the {most}?", f"the {most} is", answer, options_of(rng, answer, chain))
+        for most, answer in ends
+    ]
     return Story("comparison", tuple(sentences), tuple(questions))
 
 
@@ -190,27 +188,22 @@ def coreference(rng: Random, lexicon: Lexicon, size: int) -> Story:
         had = rng.random() < 0.5
         told = f"had the {thing}" if had else f"was {state}"
         sentences.append(f"{pronoun.capitalize()} {told}.")
-        lead = f"the {thing} was with" if had else f"the {state} one was"
-        if size >= FULL_SIZE:
-            lead = f"{pronoun} {told} and {pronoun} is"
+        lead = f"{pronoun} {told} and {pronoun} is"
         questions.append(Question(f"Who {told}?", lead, pair[pronoun], options_of(rng, pair[pronoun], names)))
     return Story("coreference", tuple(sentences), tuple(questions))
 
 
 def counting(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """People hold several things each (in full stories called by their nouns alone); how many?"""
-    names = people(rng, lexicon, rng.randint(2, max(2, min(3, size - 1))))
-    most = 4 if size < FULL_SIZE else 3
-    counts = [rng.randint(1, most if len(names) == 2 else 3) for _ in names]
-    things = phrases(rng, lexicon.things, sum(counts))
-    if size >= FULL_SIZE:
-        things = [thing.split()[1] for thing in things]
+    """People hold one to four things each, called by their nouns alone; how many?"""
+    names = people(rng, lexicon, rng.randint(2, max(2, size - 2)))
+    counts = [rng.randint(1, MOST) for _ in names]
+    things = [thing.split()[1] for thing in phrases(rng, lexicon.things, sum(counts))]
     sentences, questions = [], []
     for name, count in zip(names, counts, strict=True):
         held, things = things[:count], things[count:]
         sentences.append(f"{name} {rng.choice(('has', 'found', 'bought'))} {listing(held)}.")
         answer = NUMBERS[count - 1]
-        questions.append(Question(f"How many things does {name} have?", f"{name} has", answer, tuple(NUMBERS[:most])))
+        questions.append(Question(f"How many things does {name} have?", f"{name} has", answer, tuple(NUMBERS[:MOST])))
     return Story("counting", tuple(sentences), tuple(questions))
 
 
@@ -229,6 +222,24 @@ def negation(rng: Random, lexicon: Lexicon, size: int) -> Story:
     return Story("negation", tuple(either + neither), tuple(questions))
 
 
+def transfer(rng: Random, lexicon: Lexicon, size: int) -> Story:
+    """Things go from hand to hand; who got a thing last has it."""
+    names = people(rng, lexicon, rng.randint(2, max(2, size - 1)))
+    things = phrases(rng, lexicon.things, rng.randint(1, max(1, size - 3)))
+    has = {thing: rng.choice(names) for thing in things}
+    sentences = [f"{name} had the {thing}." for thing, name in has.items()]
+    for _ in range(rng.randint(1, size)):
+        thing = rng.choice(things)
+        taker = rng.choice([name for name in names if name != has[thing]])
+        sentences.append(f"{has[thing]} gave the {thing} to {taker}.")
+        has[thing] = taker
+    questions = [
+        Question(f"Who has the {thing}?", f"the {thing} is with", name, options_of(rng, name, names))
+        for thing, name in has.items()
+    ]
+    return Story("transfer", tuple(sentences), tuple(questions))
+
+
 FAMILIES: dict[str, Family] = {
     "location": location,
     "property": properties,
@@ -237,4 +248,5 @@ FAMILIES: dict[str, Family] = {
     "coreference": coreference,
     "counting": counting,
     "negation": negation,
+    "transfer": transfer,
 }
