@@ -25,7 +25,7 @@ MIDDLE = {
 }
 ALLOWED: dict[str, set[str]] = {
     "architecture": set(),
-    "axis_choices": set(),
+    "axis_choices": {"architecture"},
     "search_space": {"architecture", "axis_choices"},
     "run_directory": set(),
     "provenance": {"run_directory"},
