@@ -17,6 +17,7 @@ Genome = tuple[int, ...]
 
 ENUMERABLE = 20_000  # spaces of up to so many genomes are enumerated to find those that are left
 TRIES = 1000  # draws of larger ones
+REMEMBERED = 128  # networks whose neighbours are kept
 
 
 class Genomes:
@@ -26,6 +27,7 @@ class Genomes:
         self.space, self.rng = space, rng
         self.seen: set[Genome] = set()
         self._every: list[Genome] | None = None
+        self._near: dict[Genome, list[Genome]] = {}
 
     @property
     def enumerable(self) -> bool:
@@ -56,7 +58,11 @@ class Genomes:
 
     def neighbours(self, genome: Genome) -> list[Genome]:
         """One step of one gene away, in the order of the genes."""
-        return [self.of(architecture) for architecture in self.space.neighbours(self.architecture(genome))]
+        if genome not in self._near:
+            if len(self._near) >= REMEMBERED:
+                self._near.clear()
+            self._near[genome] = [self.of(near) for near in self.space.neighbours(self.architecture(genome))]
+        return self._near[genome]
 
     def shuffled(self, genomes: list[Genome], n: int) -> list[Genome]:
         """`n` of them in random order, or all."""

@@ -21,7 +21,7 @@ from nas_llm.search.genomes import Genome
 from nas_llm.search.rounds import RoundSearch
 
 RHO = 0.05
-IDLE_CLIMBS = 32  # in a row along networks that are all known, before a random network is climbed from
+IDLE_CLIMBS = 8  # in a row along networks that are all known, before a random network is climbed from
 
 
 @dataclass

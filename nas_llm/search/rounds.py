@@ -45,7 +45,9 @@ class RoundSearch:
 
     @property
     def done(self) -> bool:
-        return (len(self._told) >= self.evaluations or self._exhausted) and self._next == len(self._round)
+        whole = len(self._told) == len(self.genomes.seen) >= self._size
+        spent = len(self._told) >= self.evaluations
+        return (spent or whole or self._exhausted) and self._next == len(self._round)
 
     def ask(self, n: int) -> list[Architecture]:
         """At most `n` architectures of the current round; empty while answers are outstanding, or when done."""
@@ -65,8 +67,6 @@ class RoundSearch:
             outstanding.remove(evaluation.id)
             self._answers[evaluation.id] = evaluation
             self._told.append(evaluation)
-        whole = len(self.genomes.seen) >= self._size and len(self._told) == len(self.genomes.seen)
-        self._exhausted = self._exhausted or whole
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "told": [evaluation.to_dict() for evaluation in self._told]}
@@ -114,7 +114,7 @@ class RoundSearch:
         self.genomes = Genomes(self.space, np.random.default_rng([self.seed, 1]))  # pymoo draws from default_rng(seed)
         self.known: dict[Genome, np.ndarray] = {}  # values to minimise (objectives,), in the order asked
         self._size: int = self.space.size
-        self._exhausted: bool = False
+        self._exhausted: bool = False  # nothing was left to propose
         self._told: list[Evaluation] = []
         self._round: list[Architecture] = []
         self._answers: dict[str, Evaluation] = {}
