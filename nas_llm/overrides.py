@@ -74,13 +74,16 @@ def to_record(overrides: Iterable[str]) -> list[str]:
 
 
 def merge(old: Sequence[str], new: Sequence[str], groups: Iterable[str]) -> list[str]:
-    """`old`, then `new`: of one key the new value counts, and a new option of a group drops the old one's settings."""
+    """`old`, then `new`: of one key the new value counts, and a new option of a group drops the old one's settings and
+    the options of the groups inside it (search/initial).
+    """
     known, before, after = set(groups), parse(old), parse(new)
     replaced = {override.key_or_group for override in after}
     choices = {override.key_or_group: override.value() for override in before if override.key_or_group in known}
     changed = tuple(
-        f"{override.key_or_group}."
+        f"{override.key_or_group}{separator}"
         for override in after
+        for separator in "./"
         if override.key_or_group in known and choices.get(override.key_or_group, ...) != override.value()
     )
     kept = [

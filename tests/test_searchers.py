@@ -222,7 +222,7 @@ def test_the_grid_covers_the_corners_and_is_regular(space, budget):
 
 
 def test_local_search_ends_in_a_pareto_local_optimum_before_it_draws():
-    """With all neighbours at once: when the search first leaves the neighbourhood of its front, nothing is left there."""
+    """With all neighbours at once: when it first leaves the neighbourhood of its front, nothing is left there."""
     space = joint_space(steps=4)
     search = LocalSearch(space, DIRECTIONS, evaluations=space.size, neighbours=1000)
     told: list[Evaluation] = []
