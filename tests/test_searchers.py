@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from search_fixtures import DIRECTIONS, Sizes, count, joint_space, measure
 
+from nas_llm.config import build, config_dir
+from nas_llm.config_errors import options
+from nas_llm.launch import checked
 from nas_llm.search import (
     NSGA2,
     Archive,
@@ -62,6 +65,14 @@ def everything(space):
 
 def front_of(architectures):
     return pareto_front([Evaluation(a, measure(a)) for a in architectures], DIRECTIONS)
+
+
+@pytest.mark.parametrize("option", [name for name in options(config_dir(), "search") if name != "none"])
+def test_every_option_of_the_configuration_can_be_built(option):
+    cfg = checked([f"search={option}", "search.evaluations=5", "stage=train"])
+    search = build(cfg.search, space=SPACES["joint"], directions=DIRECTIONS, num_parameters=count, initial=())
+    assert search.name == option
+    assert len(run(search).evaluations) == 5
 
 
 class Killed(Exception):
