@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["objectives"] |= {"evaluation"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules"}
-ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides"}
+ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides", "reporting"}
 ALLOWED["cli"] = ALLOWED["launch"] | {"launch"}
 ALLOWED["__main__"] = {"cli"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
