@@ -56,7 +56,7 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     """Build what only the model can judge before anything is written: a refusal leaves no run behind."""
     space = build(cfg.search_space, supernet=supernet)
     build(cfg.sampler, supernet=supernet, space=space)
-    for node in (cfg.importance, cfg.distillation, cfg.optimizer, cfg.scheduler):
+    for node in (cfg.importance, cfg.distillation, cfg.hidden_matching, cfg.optimizer, cfg.scheduler):
         build(node)
 
 
@@ -117,6 +117,7 @@ def make_module(cfg: DictConfig, supernet: Supernet, space: SearchSpace) -> Supe
         distillation=build(cfg.distillation),
         optimizer=build(cfg.optimizer),
         scheduler=build(cfg.scheduler),
+        hidden_matching=build(cfg.hidden_matching),
     )
 
 
