@@ -237,11 +237,11 @@ def _check_effects(cfg: "DictConfig") -> None:
         )
     if frozen and not reads_logits and not matches:
         raise ValueError(
-            "training.teacher=frozen cannot take effect with distillation=none, which reads no teacher: "
+            "training.teacher=frozen cannot take effect where nothing is learnt from a teacher: "
             "choose distillation=forward_kl or hidden_matching=mse, or training.teacher=in_place"
         )
     if cfg.training.teacher_logits == "recomputed" and not reads_logits:
         raise ValueError(
-            "training.teacher_logits=recomputed cannot take effect with distillation=none, which reads no logits: "
+            "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
             "choose distillation=forward_kl, or training.teacher_logits=recorded"
         )

@@ -339,11 +339,11 @@ def _check_teacher(
     read = distillation is not None and distillation.uses_teacher
     if teacher == "frozen" and not read and hidden_matching is None:
         raise ValueError(
-            "training.teacher=frozen cannot take effect: nothing is learnt from a teacher; choose a distillation that "
-            "reads one, as distillation=forward_kl, or hidden_matching=mse, or leave training.teacher=in_place"
+            "training.teacher=frozen cannot take effect where nothing is learnt from a teacher: "
+            "choose distillation=forward_kl or hidden_matching=mse, or training.teacher=in_place"
         )
     if teacher_logits == "recomputed" and not read:
         raise ValueError(
-            "training.teacher_logits=recomputed cannot take effect: the distillation reads no logits of a teacher; "
-            "choose one that does, as distillation=forward_kl, or leave training.teacher_logits=recorded"
+            "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
+            "choose distillation=forward_kl, or training.teacher_logits=recorded"
         )

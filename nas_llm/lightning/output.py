@@ -21,6 +21,8 @@ from nas_llm.distillation.mix import IGNORED, hard_loss
 # Logits held at a time: small enough for a CPU's cache, large enough to fill a GPU.
 _CHUNK_NUMBERS = {"cpu": 2**22}
 _CHUNK_NUMBERS_GPU = 2**26
+# Every chunk reads and writes the gradient of the whole weight: with fewer tokens than this that takes the time.
+_CHUNK_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def output_layer(model: PreTrainedModel, hidden: int, dtype: torch.dtype) -> Out
 
 def chunk_tokens(vocabulary: int, device: str) -> int:
     """Tokens whose logits are held at a time, on this kind of device."""
-    return max(16, _CHUNK_NUMBERS.get(device, _CHUNK_NUMBERS_GPU) // vocabulary)
+    return max(_CHUNK_TOKENS, _CHUNK_NUMBERS.get(device, _CHUNK_NUMBERS_GPU) // vocabulary)
 
 
 def _inside_output_layer(
