@@ -74,7 +74,7 @@ def test_the_ways_of_the_distillation_loss_agree():
 def test_the_distillation_loss_is_measured_in_a_process_of_its_own():
     bench = DistillationBenchmark(threads=1, vocabulary=8000, hidden=16, student_hidden=8)
     measured = bench._measure("recomputed", "bfloat16")
-    assert 0 < measured["peak_mib"] - measured["before_mib"] < 2048 * 8000 * 2 / 2**20 * 2  # two sides' logits
+    assert 0 < measured["peak_mib"] - measured["before_mib"] < 5 * 2048 * 8000 * 4 / 2**20  # what plain holds
     assert measured["seconds"] > 0
 
 

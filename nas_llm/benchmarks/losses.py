@@ -1,7 +1,7 @@
 """The distillation loss of an output layer, forward and backward, in the ways that its benchmark compares.
 
-- ``plain``: teacher's and student's logits of all tokens, ``log_softmax`` of both, ``kl_div``, autograd: nothing of this
-  package;
+- ``plain``: teacher's and student's logits of all tokens, ``log_softmax`` of both, ``kl_div``, autograd: nothing of
+  this package;
 - ``recorded``: the student's logits in chunks, the teacher's of all tokens held (``training.teacher_logits=recorded``);
 - ``recomputed``: both in chunks (``training.teacher_logits=recomputed``).
 
