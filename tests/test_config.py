@@ -71,6 +71,22 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("data=text", "data.path is required: add data.path="),
         ("search_space.hidden=big", "search_space.hidden=big is not allowed: it must be a list of a whole number"),
         ("sampler=standard", "distillation=ForwardKL cannot take effect with sampler=standard ... distillation=none"),
+        (
+            "sampler=standard distillation=none hidden_matching=mse",
+            "hidden_matching=HiddenMatching cannot take effect with sampler=standard ... hidden_matching=none",
+        ),
+        ("training.teacher=thawed", "training.teacher=thawed is not allowed: it must be in_place, frozen"),
+        ("training.teacher=frozen distillation=none", "training.teacher=frozen cannot ... distillation=forward_kl"),
+        ("training.teacher=frozen distillation.beta=0", "training.teacher=frozen cannot ... hidden_matching=mse"),
+        (
+            "training.teacher_logits=recomputed distillation=none hidden_matching=mse",
+            "training.teacher_logits=recomputed cannot take effect ... training.teacher_logits=recorded",
+        ),
+        ("distillation=top_k distillation.k=0", "distillation.k=0"),
+        ("distillation=mse distillation.temperature=2", "distillation.temperature=2 is not known"),
+        ("distillation.max_ratio=-1", "distillation.max_ratio=-1"),
+        ("hidden_matching=mse hidden_matching.weight=0", "hidden_matching.weight=0"),
+        ("hidden_matching.weight=2", "hidden_matching.weight=2 cannot take effect"),
         ("ckpt_path=missing.ckpt", "ckpt_path=missing.ckpt: there is no missing.ckpt"),
         ("a=b=c", "'a=b=c' cannot be read: write key=value"),
         ("seed", "'seed' cannot be read: write key=value"),
@@ -82,9 +98,21 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
     ],
 )
 def test_mistakes_get_one_line_that_mends_them(override: str, says: str) -> None:
-    line = refusal([override])
+    line = refusal(override.split(" "))
     assert all(part in line for part in says.split(" ... ")), line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sampler=standard", "training.teacher=frozen"],
+        ["sampler=standard", "training.teacher=frozen", "distillation=none", "hidden_matching=cosine"],
+        ["training.teacher_logits=recomputed", "distillation=top_k", "hidden_matching=mse"],
+    ],
+)
+def test_ways_of_teaching_that_take_effect_are_let_through(overrides: list[str]) -> None:
+    assert checked([*overrides, "stage=train"])
 
 
 def test_a_setting_of_an_option_without_settings_cannot_take_effect() -> None:

@@ -105,6 +105,28 @@ def test_a_run_that_had_finished_training_goes_on_with_the_search(finished, tmp_
     assert all(torch.equal(value, weights(finished)[name]) for name, value in weights(run_dir).items())
 
 
+def test_more_likely_tokens_than_the_vocabulary_has_leave_no_run_behind(base, tmp_path, capsys):
+    command = arguments(base, tmp_path / "run", "distillation=top_k", "distillation.k=401")
+    assert cli.run(command) == 2
+    assert "distillation.k=401: allowed are at most the 400 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_resumed_with_the_original_as_teacher_equals_the_whole(base, tmp_path, capsys):
+    teaching = ["training.teacher=frozen", "hidden_matching=mse", "distillation=jensen_shannon", "search=none"]
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    command = [a for a in arguments(base, whole, *teaching, "trainer.max_steps=4") if not a.startswith("search.")]
+    assert cli.run(command) == 0
+    shutil.copytree(whole, rest)
+    shutil.rmtree(rest / "supernet")
+    (rest / "checkpoints" / "step-2.ckpt").replace(rest / "checkpoints" / "last.ckpt")
+    assert cli.run(["train", f"run_dir={rest}", "ckpt_path=last", "training.teacher=in_place"]) == 2
+    assert 'trained with teacher.kind="frozen"' in capsys.readouterr().err
+    assert cli.run(["train", f"run_dir={rest}", "ckpt_path=last"]) == 0
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(rest).items())
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
