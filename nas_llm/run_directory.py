@@ -20,6 +20,7 @@ from typing import Any
 LOCK_FILE = ".lock"
 RESULTS_FILE = "results.json"
 FINGERPRINTS_FILE = "fingerprints.json"
+IMPORTANCE_FILE = "importance.safetensors"
 OUTPUTS = (
     "checkpoints",
     "supernet",

@@ -47,6 +47,10 @@ ALLOWED: dict[str, set[str]] = {
     **{room: VALUES | FILES | {"models"} for room in MIDDLE},
 }
 ALLOWED["objectives"] |= {"evaluation"}
+ALLOWED["importance"] |= {
+    "objectives",
+    "evaluation",
+}  # the loss that it differentiates, and that a block's removal costs
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules"}
 ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides"}

@@ -35,7 +35,7 @@ def base(tiny_tokenizer, tmp_path_factory) -> Path:
 
 
 def arguments(base: Path, run_dir: Path, *more: str) -> list[str]:
-    data = ["data=text", f"data.path={base / 'text.jsonl'}", "data.sequence_length=16", "data.calibration_size=2"]
+    data = ["data=text", f"data.path={base / 'text.jsonl'}", "data.sequence_length=16", "data.calibration_size=4"]
     data += [f"data.cache_dir={base / 'cache'}", "data.batch_size=4", "data.validation_size=4", "data.test_size=2"]
     search = ["search_space.steps=4", "search.evaluations=12", "search.population=6"]
     trainer = ["trainer.accelerator=cpu", "trainer.max_steps=6", "trainer.val_check_interval=3", "checkpoint.keep=true"]
