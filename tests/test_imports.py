@@ -51,8 +51,9 @@ ALLOWED["importance"] |= {
     "objectives",
     "evaluation",
 }  # the loss that it differentiates, and that a block's removal costs
+ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
-ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules"}
+ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis"}
 ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides"}
 ALLOWED["cli"] = ALLOWED["launch"] | {"launch"}
 ALLOWED["__main__"] = {"cli"}
