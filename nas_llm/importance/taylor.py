@@ -1,10 +1,11 @@
 """Importance by a first-order Taylor expansion: how much the loss would change if a unit's weights became zero.
 
 Score of unit u: |sum over its weights of w * dL/dw|, L the mean token cross-entropy of the calibration set
-(Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, equation 8, with the sum inside as for a
-whole unit). Weights of a unit: every weight tensor that carries its axis, as in :mod:`nas_llm.importance.magnitude`.
+(Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019: the first-order criterion, of whole units).
+Weights of a unit: every weight tensor that carries its axis, as in :mod:`nas_llm.importance.magnitude`.
 
-The sum is linear in the gradient, so that each batch's gradients are folded into the units at once and let go.
+The sum is linear in the gradient, so that each batch's gradients are folded into the units at once, in float32, and let
+go: beside the model, the memory of one batch's gradients is needed.
 """
 
 from __future__ import annotations
