@@ -27,7 +27,15 @@ OUTPUTS = (
     "archive.jsonl",
     RESULTS_FILE,
 )  # what a run leaves that a new one must not mix with
-START_FILES = (".hydra", "provenance.json", LOCK_FILE, FINGERPRINTS_FILE)  # what a run has before it has results
+START_FILES = (
+    ".hydra",
+    "provenance.json",
+    LOCK_FILE,
+    FINGERPRINTS_FILE,
+    "importance.safetensors",
+    "search_space.json",
+    "sampling_grid.json",
+)  # what a run has before it has results
 METRIC_IDENTITY = (
     "name",
     "architecture",

@@ -304,6 +304,11 @@ class SearchSpace:
         found.pop(architecture, None)
         return list(found)
 
+    def axis_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Every size that an axis takes in the space, ascending, by the axis's name."""
+        widths = {self._ffn_width(choice, hidden) for choice in self.ffn for hidden in self.hidden}
+        return {axis: getattr(self, axis) for axis in _AXES} | {"ffn": tuple(sorted(widths))}
+
     @property
     def size(self) -> int:
         """Exact number of distinct architectures, of any magnitude."""

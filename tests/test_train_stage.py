@@ -196,3 +196,31 @@ def test_two_processes_from_the_command_line_equal_one(finished, base, tmp_path)
     for name, value in weights(finished).items():
         torch.testing.assert_close(weights(run_dir)[name], value, rtol=0, atol=1e-5)
     assert len(list((run_dir / "subnets").iterdir())) == 3
+
+
+@pytest.mark.parametrize("by", ["magnitude", "loss", "importance"])
+def test_a_calibrated_grid_is_made_once_and_kept_by_a_resumed_run(by, base, tmp_path, capsys):
+    grid = ["sampler=calibrated", "sampler.candidates.bins=4", "sampler.candidates.candidates_per_bin=3"]
+    grid += [f"sampler.candidates.by={by}", "scheduler.steps=6"]  # as many, wherever the first part ends
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.run(arguments(base, whole, *grid)) == 0
+    recorded = read_json(whole / "sampling_grid.json")
+    assert len(recorded["architectures"]) == len(recorded["parameters"]) == 4
+    assert sorted(recorded["parameters"]) == recorded["parameters"]
+    assert cli.run(arguments(base, parts, *grid, "trainer.max_steps=4")) == 0
+    made = (parts / "sampling_grid.json").read_bytes()
+    assert cli.run(arguments(base, parts, *grid, "ckpt_path=last")) == 0
+    assert (parts / "sampling_grid.json").read_bytes() == made
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(parts)[name], value), name
+    capsys.readouterr()
+    other = arguments(base, parts, *grid, "ckpt_path=last", "sampler.candidates.bins=5")
+    assert cli.run(other) == 2
+    assert "sampler.candidates" in capsys.readouterr().err
+
+
+def test_a_grid_by_importance_needs_importance(base, tmp_path, capsys):
+    settings = ["sampler=calibrated", "sampler.candidates.by=importance", "importance=none"]
+    assert cli.run(arguments(base, tmp_path / "run", *settings)) == 2
+    assert "set importance=activation" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

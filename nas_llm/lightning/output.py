@@ -1,6 +1,6 @@
 """From a causal language model to the loss of its next tokens, without its full logits.
 
-Every family computes logits = cap(W h + b) from the hidden states h (batch, sequence, hidden) that its body returns. The
+Every family computes logits = cap(W h + b) from the hidden states h (batch, sequence, hidden) of its body. The
 loss is taken in chunks of tokens inside the forward pass of that output layer, so that its weight is read where a
 sharding strategy has gathered it, and nowhere else. ``check_output_layer`` compares with the model's own logits.
 """

@@ -4,7 +4,7 @@ From random weights, attention takes thousands of steps without visible progress
 before and read on from there" (Olsson et al., "In-context Learning and Induction Heads", 2022); a small model on a CPU
 has no such time. In the spirit of mimetic initialisation (Trockman & Kolter, 2023), the weights are drawn such that
 
-- in layer 0 a head of offset s (1, 2, ...) attends to token t - s alone, and the first OFFSETS of them write its code
+- in layer 0 a head of offset s (1, 2, ...) attends to token t - s alone; the first ``offsets`` write its code
   write_s @ read @ x[t - s] into the residual stream;
 - in layer 1 group g attends where the code at offset g + 1 is that of the query's own token at offset g, and copies
   the token that it finds there.
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-OFFSETS = 4
-
 
 @dataclass(frozen=True)
 class LookBack:
@@ -31,6 +29,7 @@ class LookBack:
     """
 
     seed: int = 0
+    offsets: int = 4
     code: float = 0.9
     copy: float = 4.0
     match: float = 16.0
@@ -40,15 +39,15 @@ class LookBack:
     @torch.no_grad()
     def __call__(self, model: PreTrainedModel) -> None:
         """Initialises the embeddings and the first two layers of ``model`` in place; the rest stays as it is."""
-        shape = _Shape.of(model.config)
+        shape = _Shape.of(model.config, self.offsets)
         generator = torch.Generator().manual_seed(self.seed)
         (embeddings,) = model.get_input_embeddings().parameters()
         embeddings.normal_(0, self.embedding_std, generator=generator)
         length = self.embedding_std * shape.hidden**0.5
         embeddings.mul_(length / embeddings.norm(dim=1, keepdim=True))
         read = torch.randn(shape.size, shape.hidden, generator=generator) / shape.hidden**0.5
-        mixed = torch.randn(shape.hidden, OFFSETS * shape.size, generator=generator)
-        writes = torch.linalg.qr(mixed).Q.reshape(shape.hidden, OFFSETS, shape.size).unbind(1)
+        mixed = torch.randn(shape.hidden, self.offsets * shape.size, generator=generator)
+        writes = torch.linalg.qr(mixed).Q.reshape(shape.hidden, self.offsets, shape.size).unbind(1)
         _assign(model, 0, self._positions(shape, read, writes, length, generator))
         _assign(model, 1, self._matches(shape, read, writes, length, generator))
 
@@ -74,7 +73,7 @@ class LookBack:
     ) -> "_Attention":
         """Layer 1: queries and keys read codes of neighbouring offsets; values and outputs together copy the token."""
         weights = _Attention.noise(shape, generator)
-        stream = (1 + OFFSETS * self.code**2) ** 0.5 * length  # norm of the residual stream
+        stream = (1 + self.offsets * self.code**2) ** 0.5 * length  # norm of the residual stream
         own, code = (part / stream * shape.hidden**0.5 for part in (length, self.code * length))  # after normalisation
         slow = shape.size // 2 * 3 // 8  # pairs from here on turn slowly enough to carry content over a story
         content = torch.cat([torch.arange(slow, shape.size // 2), torch.arange(slow + shape.size // 2, shape.size)])
@@ -91,7 +90,7 @@ class LookBack:
             for head in range(group * shape.per_group, (group + 1) * shape.per_group):
                 from_token = gain / own * (shape.hidden / shape.size) ** 0.5 * mix @ read
                 weights.query[head, content] = gain / code * mix @ writes[group - 1].T if group else from_token
-                strength = self.copy * length / (own * OFFSETS**0.5 * shape.per_group)
+                strength = self.copy * length / (own * self.offsets**0.5 * shape.per_group)
                 weights.output[:, head, : len(block)] = strength * block.T
         return weights
 
@@ -105,18 +104,18 @@ class _Shape:
     rope_theta: float
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> "_Shape":
+    def of(cls, config: PretrainedConfig, offsets: int) -> "_Shape":
         heads, hidden, groups, size = config.num_attention_heads, config.hidden_size, 0, 0
         if config.model_type == "llama" and config.attention_bias:
             groups, size = config.num_key_value_heads, config.head_dim
         if config.model_type == "gpt_neox":
             groups, size = heads, hidden // heads
-        if groups >= OFFSETS and hidden >= OFFSETS * size:
+        if groups >= offsets and hidden >= offsets * size:
             return cls(hidden, heads, groups, size, config.rope_parameters["rope_theta"])
         raise ValueError(
             f"pretrain.initialisation cannot start a {config.model_type} of this shape: it takes gpt_neox, or llama "
-            f"with pretrain.model.attention_bias=true, of {OFFSETS} key-value heads or more and a hidden "
-            f"size of {OFFSETS} heads or more"
+            f"with pretrain.model.attention_bias=true, of {offsets} key-value heads or more and a hidden "
+            f"size of {offsets} heads or more"
         )
 
     @property

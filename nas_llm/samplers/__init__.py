@@ -6,12 +6,16 @@ every rank, every micro-batch and every resumed run draws the same.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from nas_llm.architecture import Architecture
+from nas_llm.samplers.calibrated import Calibrated
+from nas_llm.samplers.candidates import Candidates, Grid, Scoring, Uniform
+from nas_llm.samplers.grid_params import GridParams
 from nas_llm.samplers.random import RandomSampler
+from nas_llm.samplers.random_linear import RandomLinearSampler
 from nas_llm.samplers.sandwich import SandwichSampler
 from nas_llm.samplers.standard import StandardSampler
 
@@ -22,4 +26,25 @@ class Sampler(Protocol):
     def __call__(self, step: int, rng: np.random.Generator) -> list[Architecture]: ...
 
 
-__all__ = ["RandomSampler", "Sampler", "SandwichSampler", "StandardSampler"]
+@runtime_checkable
+class DrawsCandidates(Protocol):
+    """A sampler, a dataclass, that draws sub-networks from candidates which may have to be prepared."""
+
+    @property
+    def candidates(self) -> Candidates: ...
+
+
+__all__ = [
+    "Calibrated",
+    "Candidates",
+    "DrawsCandidates",
+    "Grid",
+    "GridParams",
+    "RandomLinearSampler",
+    "RandomSampler",
+    "Sampler",
+    "SandwichSampler",
+    "Scoring",
+    "StandardSampler",
+    "Uniform",
+]

@@ -3,17 +3,18 @@ smallest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from nas_llm.architecture import Architecture
+from nas_llm.samplers.candidates import Candidates, Uniform
 from nas_llm.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
 class SandwichSampler:
-    """``k`` sub-networks, uniform over the space, between the largest and the smallest.
+    """``k`` of the ``candidates`` between the largest and the smallest.
 
     ``smallest=False`` is what the authors' code does; without ``largest`` a step has no in-place teacher.
     """
@@ -22,6 +23,7 @@ class SandwichSampler:
     k: int = 2
     smallest: bool = True
     largest: bool = True
+    candidates: Candidates = field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
         if self.k < 0:
@@ -34,7 +36,7 @@ class SandwichSampler:
             )
 
     def __call__(self, step: int, rng: np.random.Generator) -> list[Architecture]:
-        drawn = [self.space.sample(rng) for _ in range(self.k)]
+        drawn = [self.candidates.draw(self.space, rng) for _ in range(self.k)]
         first = [self.space.largest()] if self.largest else []
         last = [self.space.smallest()] if self.smallest else []
         return first + drawn + last

@@ -18,12 +18,14 @@ from nas_llm.lightning.pareto_search import ParetoSearch, to_export
 from nas_llm.lightning.preparation import sort_by_importance
 from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
+from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
 from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import directions
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
+from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
@@ -47,7 +49,8 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     refuse_mismatch(run_dir, identity(cfg, supernet, space, data))
     pareto = ParetoSearch(run_dir, tokenizer, make_search(cfg, supernet, space, data, tokenizer, run_dir))
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
-    trainer.fit(make_module(cfg, supernet, space), datamodule=data, ckpt_path=checkpoint_path(cfg))
+    module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_path(cfg))
     if trainer.is_global_zero:
         conclude(pareto, supernet, tokenizer, run_dir)
 
@@ -108,12 +111,24 @@ def identity(cfg: DictConfig, supernet: Supernet, space: SearchSpace, data: Any)
     }
 
 
-def make_module(cfg: DictConfig, supernet: Supernet, space: SearchSpace) -> SupernetModule:
+def make_sampler(cfg: DictConfig, supernet: Supernet, space: SearchSpace, data: Any, run_dir: Path) -> Sampler:
+    """The sampler, with its grid where it draws from one; resuming keeps the grid of the run."""
+    sampler: Sampler = build(cfg.sampler, supernet=supernet, space=space)
+    if "candidates" in cfg.sampler:
+        settings = OmegaConf.to_container(cfg.sampler.candidates, resolve=True)
+        refuse_mismatch(run_dir, {"sampler.candidates": settings})
+    scoring = scoring_of(
+        supernet, space, lambda: list(data.calibration_dataloader()), lambda: recorded_importance(run_dir)
+    )
+    return prepared_sampler(sampler, scoring, run_dir, resumes=cfg.ckpt_path is not None)
+
+
+def make_module(cfg: DictConfig, supernet: Supernet, space: SearchSpace, sampler: Sampler) -> SupernetModule:
     return build(
         cfg.training,
         supernet=supernet,
         space=space,
-        sampler=build(cfg.sampler, supernet=supernet, space=space),
+        sampler=sampler,
         distillation=build(cfg.distillation),
         optimizer=build(cfg.optimizer),
         scheduler=build(cfg.scheduler),

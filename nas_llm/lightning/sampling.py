@@ -1,0 +1,84 @@
+"""Before training: the grid of sub-networks that a sampler draws from, made once or read as the run had it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from nas_llm.architecture import Architecture
+from nas_llm.importance.retained import Retained
+from nas_llm.importance.scores import FILE_NAME, read_scores
+from nas_llm.models.magnitude import Magnitude
+from nas_llm.models.supernet import Supernet
+from nas_llm.objectives import Loss
+from nas_llm.objectives.protocol import Batch
+from nas_llm.run_directory import is_main_process, read_json, write_json
+from nas_llm.samplers import DrawsCandidates, Grid, Sampler, Scoring
+from nas_llm.samplers.candidates import Score, Unprepared
+from nas_llm.search_space import SearchSpace
+
+GRID_FILE = "sampling_grid.json"
+
+
+def scoring_of(
+    supernet: Supernet,
+    space: SearchSpace,
+    batches: Callable[[], Sequence[Batch]],
+    importance: Callable[[], Mapping[str, Tensor]],
+) -> Scoring:
+    """The scores that a grid may be calibrated by, of the sorted network; ``batches`` are of calibration data.
+
+    Loss and perplexity rank alike (the one is the logarithm of the other), so that one measurement serves both.
+    """
+
+    def by_loss() -> Score:
+        loss = Loss(batches())
+        return lambda architecture: -loss(supernet, architecture)
+
+    return Scoring(
+        space,
+        supernet.num_parameters,
+        {
+            "magnitude": lambda: Magnitude.of(supernet, space),
+            "loss": by_loss,
+            "perplexity": by_loss,
+            "importance": lambda: Retained.of(importance(), supernet.largest()),
+        },
+    )
+
+
+def prepared_sampler(sampler: Sampler, scoring: Scoring, run_dir: Path, *, resumes: bool) -> Sampler:
+    """The sampler with its grid, if it draws from one.
+
+    A resumed run, and the ranks that the first one starts, read the grid that lies in ``run_dir``; otherwise the grid
+    is made, and the first rank writes it.
+    """
+    if not isinstance(sampler, DrawsCandidates) or not isinstance(sampler.candidates, Unprepared):
+        return sampler
+    path = run_dir / GRID_FILE
+    if (resumes or not is_main_process()) and path.is_file():
+        grid = Grid(tuple(Architecture.from_dict(point) for point in read_json(path)["architectures"]))
+    else:
+        grid = sampler.candidates.prepared(scoring)
+        if is_main_process():
+            points = [architecture.to_dict() for architecture in grid.architectures]
+            sizes = [scoring.num_parameters(architecture) for architecture in grid.architectures]
+            write_json(path, {"parameters": sizes, "architectures": points})
+    return replace(sampler, candidates=grid)  # type: ignore[type-var]
+
+
+def recorded_importance(run_dir: Path) -> Mapping[str, Tensor]:
+    """The scores that the run was sorted by.
+
+    Raises:
+        ValueError: it was not sorted.
+    """
+    if not (run_dir / FILE_NAME).is_file():
+        raise ValueError(
+            "sampler.candidates.by=importance needs the scores that the network is sorted by, and importance=none has "
+            "none: set importance=activation"
+        )
+    return read_scores(run_dir)
