@@ -127,7 +127,7 @@ def not_swept(overrides: Sequence[str]) -> list[str]:
 
 def _place(override: Override) -> str:
     """The key that an override sets, or puts its group's option into."""
-    return override.package or override.key_or_group
+    return (override.package or override.key_or_group).replace("/", ".")
 
 
 def _anchored(override: Override, start: Path) -> str:

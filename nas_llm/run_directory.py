@@ -32,7 +32,7 @@ START_FILES = (
     "provenance.json",
     LOCK_FILE,
     FINGERPRINTS_FILE,
-    "importance.safetensors",
+    IMPORTANCE_FILE,
     "search_space.json",
     "sampling_grid.json",
 )  # what a run has before it has results

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nas_llm.importance.recording import Batches
-from nas_llm.importance.scores import read_scores
+from nas_llm.importance.scores import read_scores_of
 from nas_llm.models.supernet import Supernet
 
 
@@ -24,4 +24,4 @@ class File:
 
     def __call__(self, supernet: Supernet, batches: Batches = ()) -> dict[str, Tensor]:
         """The scores as they lie in the file; ``batches`` are not looked at."""
-        return read_scores(Path(self.path), supernet, setting=f"importance.path={self.path}")
+        return read_scores_of(supernet, Path(self.path), setting=f"importance.path={self.path}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from nas_llm.models.supernet import Supernet
 from nas_llm.run_directory import IMPORTANCE_FILE, atomic_path
 
+_MEND = f"name a run's {IMPORTANCE_FILE}, or score this network anew, as with importance=activation"
 SAMPLED = 4096  # weights of each tensor in the fingerprint
 
 
@@ -40,30 +41,29 @@ def write_scores(scores: Mapping[str, Tensor], folder: Path, *, method: str, sup
         )
 
 
-def read_scores(path: Path, supernet: Supernet, *, setting: str) -> dict[str, Tensor]:
-    """The scores in a file, which must be of this network. ``setting`` says what named the file, for errors.
+def read_scores(folder: Path) -> dict[str, Tensor]:
+    """The scores that the run in ``folder`` was sorted by, in the order of the unsorted network.
+
+    Raises:
+        ValueError: there are none, or the file is damaged.
+    """
+    return _read(folder / IMPORTANCE_FILE, f"run_dir={folder}")[0]
+
+
+def read_scores_of(supernet: Supernet, path: Path, *, setting: str) -> dict[str, Tensor]:
+    """The scores in a file, which must be of this network as it lies now. ``setting``: what named the file, for errors.
 
     Raises:
         ValueError: there is no such file, it holds no scores, or they are of another network.
     """
-    from safetensors import SafetensorError, safe_open
-
-    mend = f"name a run's {IMPORTANCE_FILE}, or score this network anew, as with importance=activation"
-    if not path.is_file():
-        raise ValueError(f"{setting}: there is no file {path}; {mend}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            recorded = dict(file.metadata() or {})
-            scores = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{setting}: {path} is no safetensors file, or a damaged one; {mend}") from error
+    scores, recorded = _read(path, setting)
     for key, value in identity(supernet).items():
         if key not in recorded:
-            raise ValueError(f"{setting}: {path} does not say of which network its scores are; {mend}")
+            raise ValueError(f"{setting}: {path} does not say of which network its scores are; {_MEND}")
         if recorded[key] != value:
             raise ValueError(
                 f"{setting}: the scores in {path} are of another network, {key} {_short(recorded[key])} there and "
-                f"{_short(value)} here; set model.path to the network that was scored, or {mend}"
+                f"{_short(value)} here; set model.path to the network that was scored, or {_MEND}"
             )
     return scores
 
@@ -89,6 +89,19 @@ def fingerprint(supernet: Supernet) -> str:
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(sampled.contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _read(path: Path, setting: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Scores and metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ValueError(f"{setting}: there is no file {path}; {_MEND}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{setting}: {path} is no safetensors file, or a damaged one; {_MEND}") from error
 
 
 def _short(text: str) -> str:

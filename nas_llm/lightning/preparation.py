@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nas_llm.importance.scores import read_scores, write_scores
+from nas_llm.importance.scores import read_scores_of, write_scores
 from nas_llm.models.supernet import Supernet
 from nas_llm.run_directory import IMPORTANCE_FILE, is_main_process
 
@@ -37,7 +37,7 @@ def sort_by_importance(
         return
     recorded = (resumes or not is_main_process()) and (run_dir / IMPORTANCE_FILE).is_file()
     if recorded:
-        scores = read_scores(run_dir / IMPORTANCE_FILE, supernet, setting=f"run_dir={run_dir}")
+        scores = read_scores_of(supernet, run_dir / IMPORTANCE_FILE, setting=f"run_dir={run_dir}")
     else:
         scores = importance(supernet, WhenAsked(batches))
     if not recorded and is_main_process():
