@@ -230,6 +230,18 @@ def test_new_overrides_win_and_a_new_option_drops_the_old_ones_settings() -> Non
     assert merged == ["search.evaluations=9", "+data.more=2", "sampler=random", "search=nsga2", "seed=2", "name=x"]
 
 
+def test_options_put_into_a_place_are_settings_of_that_place() -> None:
+    old = ["importance=activation_block", "importance@importance.width=taylor", "importance.width.a=2", "seed=1"]
+    known = groups(config_dir())
+    placed = text.merge(old, ["importance@importance.width=wanda"], known)
+    assert placed == ["importance=activation_block", "seed=1", "importance@importance.width=wanda"]
+    assert text.merge(old, ["importance=magnitude"], known) == ["seed=1", "importance=magnitude"]
+    assert text.merge(["+data.more=2"], ["data.more=3"], known) == ["data.more=3"]
+    nested = ["sampler=calibrated", "sampler/candidates=uniform"]
+    assert text.merge(nested, ["sampler=standard"], known) == ["sampler=standard"]
+    checked([*placed, "importance.depth.method=loss", "stage=train"])
+
+
 def test_recorded_paths_stay_valid_in_other_directories(tmp_path: Path) -> None:
     (tmp_path / "my data.txt").touch()
     (tmp_path / ".hydra").mkdir()

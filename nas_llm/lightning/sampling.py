@@ -10,12 +10,12 @@ from torch import Tensor
 
 from nas_llm.architecture import Architecture
 from nas_llm.importance.retained import Retained
-from nas_llm.importance.scores import FILE_NAME, read_scores
+from nas_llm.importance.scores import read_scores
 from nas_llm.models.magnitude import Magnitude
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Loss
 from nas_llm.objectives.protocol import Batch
-from nas_llm.run_directory import is_main_process, read_json, write_json
+from nas_llm.run_directory import IMPORTANCE_FILE, is_main_process, read_json, write_json
 from nas_llm.samplers import DrawsCandidates, Grid, Sampler, Scoring
 from nas_llm.samplers.candidates import Score, Unprepared
 from nas_llm.search_space import SearchSpace
@@ -84,7 +84,7 @@ def recorded_importance(run_dir: Path) -> Mapping[str, Tensor]:
     Raises:
         ValueError: it was not sorted.
     """
-    if not (run_dir / FILE_NAME).is_file():
+    if not (run_dir / IMPORTANCE_FILE).is_file():
         raise ValueError(
             "sampler.candidates.by=importance needs the scores that the network is sorted by, and importance=none has "
             "none: set importance=activation"

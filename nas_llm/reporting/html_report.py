@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_llm.reporting import charts, numbers, tables
+from nas_llm.reporting import charts, importance_charts, numbers, tables
 from nas_llm.reporting.front_plot import plot_front
+from nas_llm.reporting.importance_plot import plot_scores
 from nas_llm.reporting.model_card import LOADERS, SEARCHERS, metric_rows, recipe
 from nas_llm.reporting.run_files import Export, RunFiles, Search
 from nas_llm.reporting.templates import render
@@ -17,7 +18,8 @@ HALF = 0.5
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html`, and `pareto.png` and `pareto.csv` where the run was searched; returns the page's path.
+    """Write `report.html`, `pareto.png` and `pareto.csv` where the run was searched, and `importance_scores.png` where
+    it was sorted; returns the page's path.
 
     Raises:
         ValueError: `run_dir` is no directory, or one of its files is damaged.
@@ -26,6 +28,8 @@ def write_report(run_dir: str | Path) -> Path:
     if run.search is not None:
         tables.write_csv(run, run.search)
         plot_front(run, run.search)
+    if run.importance is not None:
+        plot_scores(run, run.importance)
     path = run.path / HTML_FILE
     write_text(path, render("report.html.j2", _context(run)))
     return path
@@ -41,6 +45,7 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "tiles": _tiles(run, search) if search else [],
         "front": _front(run, search) if search else None,
         "exports": [_export(run, search, export) for export in run.exports] if search else [],
+        "importance": _importance(run),
         "curves": _curves(run),
         "search": _search_facts(run, search) if search else [],
         "metrics": _other_metrics(run),
@@ -129,6 +134,12 @@ def _against(search: Search, name: str, value: float) -> str:
     if name in numbers.COUNTS or name == "latency":
         return f"{shown} ({numbers.percent(value / whole)} of the full)"
     return f"{shown} ({numbers.signed(value - whole)} against the full)"
+
+
+def _importance(run: RunFiles) -> dict[str, Any] | None:
+    if run.importance is None:
+        return None
+    return {"method": run.importance.method, "charts": importance_charts.charts(run.importance)}
 
 
 def _curves(run: RunFiles) -> dict[str, Any] | None:
