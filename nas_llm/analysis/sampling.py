@@ -55,7 +55,7 @@ class SamplingAnalysis:
         scoring = scoring_of(
             supernet,
             space,
-            lambda: list(subject.data().calibration_dataloader()),
+            lambda: list(subject.data(supernet).calibration_dataloader()),
             lambda: recorded_importance(subject.run_dir),
         )
         text = io.StringIO()

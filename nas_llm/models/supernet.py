@@ -150,11 +150,6 @@ class Supernet(nn.Module):
         """Modules with weights of every block of the whole network."""
         return tuple(tuple(layer) for layer in self._in_layer)
 
-    @property
-    def blocks(self) -> tuple[nn.Module, ...]:
-        """The transformer blocks of the whole network."""
-        return tuple(self._blocks)
-
     # ---------------------------------------------------------------- counting (shapes alone)
 
     def num_parameters(self, architecture: Architecture) -> int:

@@ -23,7 +23,7 @@ BLUE, BLACK = "#0072B2", "#1a1a1a"
 def plot_sampling(path: str | Path, *, smallest: int, largest: int) -> Path:
     """Draw the CSV into `sampling.png` beside it; ``smallest`` and ``largest`` are the space's parameter counts."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     with Path(path).open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -40,13 +40,15 @@ def plot_sampling(path: str | Path, *, smallest: int, largest: int) -> Path:
         axes.hist(params, bins=edges.tolist(), weights=share, color=BLUE, edgecolor="white", linewidth=0.5)
         axes.axvline(float(np.median(params)), color=BLACK, linewidth=1, linestyle=":")
         axes.set_title(f"{name.replace('_', ' ')} (median {numbers.count(np.median(params))})", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: numbers.tick(x)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(counts) :]:
-        axes.set_visible(False)
+    for place in range(len(counts), len(panels)):
+        panels[place].set_visible(False)
+        panels[place - columns].tick_params(labelbottom=True)  # nothing stands below it
     figure.supxlabel("parameters of a trained sub-network (dotted: median)", fontsize=10)
     figure.supylabel("share of them", fontsize=10)
     picture = Path(path).with_name(PNG_FILE)
