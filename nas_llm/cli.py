@@ -18,6 +18,7 @@ from nas_llm.run_directory import DISK_ERRORS, is_main_process
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
 FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
 USAGE_ERROR, INTERRUPTED = 2, 130
+NAMED = {"bench": "bench", "analyse": "analysis"}  # nas-llm bench sandwich: stages that take a group's option by name
 
 COMMON = (
     ("run_dir=DIR", "where everything of this run is written; later stages name the same one"),
@@ -55,8 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     stage, rest = arguments[0], list(arguments[1:])
     if stage not in stages():
         return _fail(_unknown_stage(stage))
-    if stage == "bench" and rest and rest[0].isidentifier():
-        rest[0] = f"bench={rest[0]}"  # nas-llm bench sandwich
+    if stage in NAMED and rest and rest[0].isidentifier():
+        rest[0] = f"{NAMED[stage]}={rest[0]}"
     if {"-h", "--help"} & set(rest):
         print(stage_help(stage))
         return 0

@@ -29,7 +29,9 @@ RUNTIME: Mapping[str, frozenset[str]] = {
     "sampler": frozenset({"supernet", "space"}),
     "objectives": frozenset({"supernet", "space", "batches", "tokenizer"}),
     "search": frozenset({"space", "directions", "num_parameters"}),
-    "training": frozenset({"supernet", "space", "sampler", "distillation", "optimizer", "scheduler"}),
+    "training": frozenset(
+        {"supernet", "space", "sampler", "distillation", "optimizer", "scheduler", "hidden_matching"}
+    ),
     "checkpoint": frozenset({"folder"}),
     "trainer": frozenset({"logger", "callbacks"}),
 }
@@ -225,8 +227,21 @@ def _check_effects(cfg: "DictConfig") -> None:
     """Settings that are each right but cannot take effect together."""
     if cfg.stage != "train":
         return
-    if str(cfg.sampler.get("_target_", "")).endswith(".StandardSampler") and build(cfg.distillation).uses_teacher:
+    reads_logits, frozen = build(cfg.distillation).uses_teacher, cfg.training.teacher == "frozen"
+    matches = bool(cfg.hidden_matching)
+    if str(cfg.sampler.get("_target_", "")).endswith(".StandardSampler") and not frozen and (reads_logits or matches):
+        group = "distillation" if reads_logits else "hidden_matching"
         raise ValueError(
-            f"distillation={cfg.distillation['_target_'].rpartition('.')[2]} cannot take effect with sampler=standard, "
-            "which trains the teacher alone: add distillation=none, or choose sampler=sandwich"
+            f"{group}={cfg[group]['_target_'].rpartition('.')[2]} cannot take effect with sampler=standard, "
+            f"which trains the teacher alone: add {group}=none, or choose sampler=sandwich, or training.teacher=frozen"
+        )
+    if frozen and not reads_logits and not matches:
+        raise ValueError(
+            "training.teacher=frozen cannot take effect where nothing is learnt from a teacher: "
+            "choose distillation=forward_kl or hidden_matching=mse, or training.teacher=in_place"
+        )
+    if cfg.training.teacher_logits == "recomputed" and not reads_logits:
+        raise ValueError(
+            "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
+            "choose distillation=forward_kl, or training.teacher_logits=recorded"
         )

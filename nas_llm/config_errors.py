@@ -90,9 +90,10 @@ def groups(folder: Path) -> list[str]:
 
 
 def inner_groups(folder: Path) -> list[str]:
-    """The groups inside a group, as search/initial."""
+    """The groups inside a group that its options choose from in their defaults, as search/initial."""
     found = (inner for group in groups(folder) for inner in (folder / group).iterdir() if inner.is_dir())
-    return sorted(f"{inner.parent.name}/{inner.name}" for inner in found)
+    chosen = (inner for inner in found if any(f"- {inner.name}:" in f.read_text() for f in inner.parent.glob("*.yaml")))
+    return sorted(f"{inner.parent.name}/{inner.name}" for inner in chosen)
 
 
 def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder: Path) -> str:

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nas_llm import overrides as text
 from nas_llm import provenance
 from nas_llm.config import CONFIG_NAME, check, config_dir
-from nas_llm.config_errors import CONFIG_ERRORS, groups
+from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups
+from nas_llm.reporting.sweep import runs_below
 from nas_llm.run_directory import create, is_main_process, locked, refuse_outputs, started, write_text
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
@@ -154,9 +155,11 @@ def _with_recorded(stage: str, overrides: list[str]) -> list[str]:
     if run_dir is None:
         needed = f"{stage} ckpt_path={resumed}" if resumed else stage
         raise ValueError(f"nas-llm {needed} goes on with a run: name it with run_dir=DIR{_latest_run()}")
+    if stage in FILES_ONLY and runs_below(Path(run_dir)):
+        return overrides  # a sweep's folder, which is no run itself
     if resumed not in (None, "last") and not (Path(run_dir) / text.RECORD).exists():
         return overrides
-    return text.merge(text.recorded(run_dir), overrides, groups(config_dir()))
+    return text.merge(text.recorded(run_dir), overrides, [*groups(config_dir()), *inner_groups(config_dir())])
 
 
 def _checked_run(overrides: list[str]) -> str:

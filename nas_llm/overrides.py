@@ -74,22 +74,28 @@ def to_record(overrides: Iterable[str]) -> list[str]:
 
 
 def merge(old: Sequence[str], new: Sequence[str], groups: Iterable[str]) -> list[str]:
-    """`old`, then `new`: of one key the new value counts, and a new option of a group drops the old one's settings and
-    the options of the groups inside it (search/initial).
+    """`old`, then `new`: of one key the new value counts, and a new option of a group drops the old one's settings.
+
+    What a group is put into counts as a setting of that place: importance@importance.width as importance.width.
     """
     known, before, after = set(groups), parse(old), parse(new)
-    replaced = {override.key_or_group for override in after}
-    choices = {override.key_or_group: override.value() for override in before if override.key_or_group in known}
+    replaced = {(override.key_or_group, override.package) for override in after}
+    choices = {
+        (override.key_or_group, override.package): override.value()
+        for override in before
+        if override.key_or_group in known
+    }
     changed = tuple(
-        f"{override.key_or_group}{separator}"
+        f"{_place(override)}."
         for override in after
-        for separator in "./"
-        if override.key_or_group in known and choices.get(override.key_or_group, ...) != override.value()
+        if override.key_or_group in known
+        and choices.get((override.key_or_group, override.package), ...) != override.value()
     )
     kept = [
         override
         for override in before
-        if override.key_or_group not in replaced and not (changed and override.key_or_group.startswith(changed))
+        if (override.key_or_group, override.package) not in replaced
+        and not (changed and _place(override).startswith(changed))
     ]
     return [str(override.input_line) for override in (*kept, *after)]
 
@@ -117,6 +123,11 @@ def not_swept(overrides: Sequence[str]) -> list[str]:
         for override in parse(overrides)
         if not override.is_sweep_override() or not re.fullmatch(r"[\w.,=+-]+", str(override.input_line))
     ]
+
+
+def _place(override: Override) -> str:
+    """The key that an override sets, or puts its group's option into."""
+    return (override.package or override.key_or_group).replace("/", ".")
 
 
 def _anchored(override: Override, start: Path) -> str:

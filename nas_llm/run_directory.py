@@ -20,6 +20,7 @@ from typing import Any
 LOCK_FILE = ".lock"
 RESULTS_FILE = "results.json"
 FINGERPRINTS_FILE = "fingerprints.json"
+IMPORTANCE_FILE = "importance.safetensors"
 OUTPUTS = (
     "checkpoints",
     "supernet",
@@ -31,7 +32,7 @@ START_FILES = (
     "provenance.json",
     LOCK_FILE,
     FINGERPRINTS_FILE,
-    "importance.safetensors",
+    IMPORTANCE_FILE,
     "search_space.json",
     "sampling_grid.json",
 )  # what a run has before it has results

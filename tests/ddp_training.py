@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback
 from training_fixtures import eval_loader, tiny_module, train_loader, trainer, weights
 
+from nas_llm.distillation import HiddenMatching
+
 torch.set_num_threads(1)
 
 
@@ -25,12 +27,17 @@ class Drawn(Callback):
         (self.folder / f"rank-{trainer.global_rank}.txt").write_text("\n".join(ids))
 
 
-def main(folder: Path, devices: int, accumulate: int, poison: bool) -> None:
-    module = tiny_module(optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9), accumulate_grad_batches=accumulate)
+FROZEN = {"teacher": "frozen", "teacher_logits": "recomputed", "hidden_matching": HiddenMatching(100.0)}
+
+
+def main(folder: Path, devices: int, accumulate: int, mode: str) -> None:
+    teaching = FROZEN if mode == "frozen" else {}
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    module = tiny_module(optimizer=optimizer, accumulate_grad_batches=accumulate, **teaching)
     strategy = "ddp" if devices > 1 else "auto"
     fitted = trainer(folder, max_steps=4, max_epochs=-1, devices=devices, strategy=strategy, callbacks=[Drawn(folder)])
     rank = int(os.environ.get("LOCAL_RANK", "0"))  # Lightning sets it for the processes that it starts
-    if poison and rank == 1:
+    if mode == "poison" and rank == 1:
         module.training_step = poisoned(module)
     fitted.fit(module, train_loader(8, rank=rank, world_size=devices), eval_loader(4))
     if rank == 0:
@@ -50,4 +57,4 @@ def poisoned(module):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "poison")
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

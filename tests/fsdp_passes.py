@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from training_fixtures import records, tiny_supernet
 
 from nas_llm.data.loader import Collate
-from nas_llm.distillation import ForwardKL
+from nas_llm.distillation import ForwardKL, HiddenMatching
 from nas_llm.lightning.sandwich import sandwich_passes
 from nas_llm.samplers import SandwichSampler
 from nas_llm.search_space import SearchSpace
@@ -43,6 +43,8 @@ def main(folder: Path, shard: bool, tied: bool) -> None:
             teacher=space.largest(),
             distillation=ForwardKL(),
             backward=lambda loss: loss.backward(),
+            hidden_matching=HiddenMatching(100.0),
+            teacher_logits="recomputed" if tied else "recorded",
         )
     whole = {
         name: p.grad.full_tensor() if shard else p.grad

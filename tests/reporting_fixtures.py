@@ -5,9 +5,11 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
 from search_fixtures import Sizes, count
 
-from nas_llm.run_directory import add_metrics, write_json, write_text
+from nas_llm.run_directory import IMPORTANCE_FILE, add_metrics, write_json, write_text
 from nas_llm.search import NSGA2, search_run_directory
 from nas_llm.search_space import SearchSpace
 
@@ -47,6 +49,19 @@ def untrained():
     return truncated
 
 
+def write_importance(run_dir: Path, *, method="Combined()", without=()) -> dict[str, np.ndarray]:
+    """Made-up scores of every axis of FULL, two heads in a group; axes ``without`` are left out."""
+    rng, full = np.random.default_rng(0), FULL.largest()
+    scores = {"hidden": rng.random(full.hidden), "layers": np.array([5.0, 2.0, 0.5, 1.0, 3.0, 4.0])}
+    for layer in full.layers:
+        scores[f"layers.{layer.index}.ffn"] = rng.random(layer.ffn) ** 4
+        scores[f"layers.{layer.index}.kv_groups"] = rng.random(4) - 0.2
+        scores[f"layers.{layer.index}.heads_per_group"] = rng.random((4, 2))
+    kept = {key: value.astype(np.float32) for key, value in scores.items() if key.rpartition(".")[2] not in without}
+    save_file(kept, run_dir / IMPORTANCE_FILE, metadata={"method": method})
+    return kept
+
+
 def make_run(run_dir: Path, *, per_layer=False, evaluations=60, latency=False, exports=True) -> Path:
     space = SearchSpace.per_layer(FULL, depth=[3, 4, 5, 6]) if per_layer else SearchSpace.joint(FULL)
     directions = {"params": "min", "loss": "min", **({"latency": "min"} if latency else {})}
@@ -56,6 +71,7 @@ def make_run(run_dir: Path, *, per_layer=False, evaluations=60, latency=False, e
     write_text(run_dir / ".hydra" / "config.yaml", CONFIGURATION)
     write_json(run_dir / "search_space.json", space.to_dict())
     write_json(run_dir / "provenance.json", {"stages": [_provenance()]})
+    write_importance(run_dir)
     _write_log(run_dir / "logs" / "version_0" / "metrics.csv", range(0, 90, 10))
     _write_log(run_dir / "logs" / "version_1" / "metrics.csv", range(80, 151, 10))
     for fraction in (0.75, 0.5, 0.25) if exports else ():

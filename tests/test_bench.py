@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from nas_llm import cli
+from nas_llm.benchmarks.distillation import DistillationBenchmark
+from nas_llm.benchmarks.losses import Problem, plain, recomputed, recorded
 from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark, medians, table
 from nas_llm.benchmarks.steps import ARCHITECTURES, llama
 from nas_llm.models.supernet import Supernet
@@ -54,3 +57,40 @@ def test_the_stage_takes_the_benchmarks_name(tmp_path, capsys, monkeypatch):
 def test_numbers_below_one_are_refused():
     with pytest.raises(ValueError, match=r"bench\.repeats=0"):
         SandwichBenchmark(repeats=0)
+
+
+def test_the_ways_of_the_distillation_loss_agree():
+    found = []
+    for way in (plain, recorded, recomputed):
+        problem = Problem.random(500, 300, 16, 8, torch.float32)
+        value = way(problem)
+        value.backward()
+        found.append([value.detach(), problem.student.grad, problem.weight.grad])
+    for got in found[1:]:
+        torch.testing.assert_close(got, found[0], rtol=1e-4, atol=1e-5)
+    assert found[0][0] > 0
+
+
+def test_the_distillation_loss_is_measured_in_a_process_of_its_own():
+    bench = DistillationBenchmark(threads=1, vocabulary=8000, hidden=16, student_hidden=8)
+    measured = bench._measure("recomputed", "bfloat16")
+    assert 0 < measured["peak_mib"] - measured["before_mib"] < 5 * 2048 * 8000 * 4 / 2**20  # what plain holds
+    assert measured["seconds"] > 0
+
+
+def test_the_distillation_figures_are_ratios_of_medians(monkeypatch):
+    peaks = {"plain": [400.0, 110.0, 200.0], "recorded": [150.0] * 3, "recomputed": [130.0, 120.0, 500.0]}
+
+    def measured(self, way, dtype):
+        return {"peak_mib": peaks[way].pop(), "before_mib": 100.0, "seconds": 2.0 if way == "plain" else 1.0}
+
+    monkeypatch.setattr(DistillationBenchmark, "_measure", measured)
+    figures = DistillationBenchmark(repeats=3).figures("float32")
+    assert [(figure.value, figure.limit) for figure in figures] == [(0.5, 0.5), (0.5, 1.15), (0.3, 0.5), (0.5, 1.15)]
+
+
+def test_impossible_sizes_of_the_distillation_benchmark_are_refused():
+    with pytest.raises(ValueError, match=r"bench\.student_hidden=9"):
+        DistillationBenchmark(hidden=8, student_hidden=9)
+    with pytest.raises(ValueError, match=r"bench\.vocabulary=0"):
+        DistillationBenchmark(vocabulary=0)

@@ -97,6 +97,22 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("search.initial.point=3", "search.initial"),
         ("search_space=width_onl", "did you mean search_space=width_only"),
         ("search_space.elastic=hidden", "search_space.elastic=hidden is not allowed: it must be a list of text"),
+        (
+            "sampler=standard distillation=none hidden_matching=mse",
+            "hidden_matching=HiddenMatching cannot take effect with sampler=standard ... hidden_matching=none",
+        ),
+        ("training.teacher=thawed", "training.teacher=thawed is not allowed: it must be in_place, frozen"),
+        ("training.teacher=frozen distillation=none", "training.teacher=frozen cannot ... distillation=forward_kl"),
+        ("training.teacher=frozen distillation.beta=0", "training.teacher=frozen cannot ... hidden_matching=mse"),
+        (
+            "training.teacher_logits=recomputed distillation=none hidden_matching=mse",
+            "training.teacher_logits=recomputed cannot take effect ... training.teacher_logits=recorded",
+        ),
+        ("distillation=top_k distillation.k=0", "distillation.k=0"),
+        ("distillation=mse distillation.temperature=2", "distillation.temperature=2 is not known"),
+        ("distillation.max_ratio=-1", "distillation.max_ratio=-1"),
+        ("hidden_matching=mse hidden_matching.weight=0", "hidden_matching.weight=0"),
+        ("hidden_matching.weight=2", "hidden_matching.weight=2 cannot take effect"),
         ("ckpt_path=missing.ckpt", "ckpt_path=missing.ckpt: there is no missing.ckpt"),
         ("a=b=c", "'a=b=c' cannot be read: write key=value"),
         ("seed", "'seed' cannot be read: write key=value"),
@@ -108,9 +124,21 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
     ],
 )
 def test_mistakes_get_one_line_that_mends_them(override: str, says: str) -> None:
-    line = refusal([override])
+    line = refusal(override.split(" "))
     assert all(part in line for part in says.split(" ... ")), line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sampler=standard", "training.teacher=frozen"],
+        ["sampler=standard", "training.teacher=frozen", "distillation=none", "hidden_matching=cosine"],
+        ["training.teacher_logits=recomputed", "distillation=top_k", "hidden_matching=mse"],
+    ],
+)
+def test_ways_of_teaching_that_take_effect_are_let_through(overrides: list[str]) -> None:
+    assert checked([*overrides, "stage=train"])
 
 
 def test_a_setting_of_an_option_without_settings_cannot_take_effect() -> None:
@@ -237,9 +265,22 @@ def test_new_overrides_win_and_a_new_option_drops_the_old_ones_settings() -> Non
     new = ["sampler=random", "search=nsga2", "seed=2", "name=x"]
     merged = text.merge(old, new, groups(config_dir()))
     assert merged == ["search.evaluations=9", "+data.more=2", "sampler=random", "search=nsga2", "seed=2", "name=x"]
-    inner = ["search/initial=depth_only", "search.evaluations=9", "seed=1"]
-    assert text.merge(inner, ["search=random"], groups(config_dir())) == ["seed=1", "search=random"]
-    assert text.merge(inner, ["search.seed=2"], groups(config_dir())) == [*inner, "search.seed=2"]
+
+
+def test_options_put_into_a_place_are_settings_of_that_place() -> None:
+    old = ["importance=activation_block", "importance@importance.width=taylor", "importance.width.a=2", "seed=1"]
+    known = groups(config_dir())
+    placed = text.merge(old, ["importance@importance.width=wanda"], known)
+    assert placed == ["importance=activation_block", "seed=1", "importance@importance.width=wanda"]
+    assert text.merge(old, ["importance=magnitude"], known) == ["seed=1", "importance=magnitude"]
+    assert text.merge(["+data.more=2"], ["data.more=3"], known) == ["data.more=3"]
+    nested = ["sampler=calibrated", "sampler/candidates=uniform"]
+    assert text.merge(nested, ["sampler=standard"], known) == ["sampler=standard"]
+    inner, known = ["search/initial=importance_order", "search.initial.points=4", "seed=1"], [*known, "search/initial"]
+    assert text.merge(inner, ["search=random"], known) == ["seed=1", "search=random"]
+    assert text.merge(inner, ["search/initial=depth_only"], known) == ["seed=1", "search/initial=depth_only"]
+    assert text.merge(inner, ["search.seed=2"], known) == [*inner, "search.seed=2"]
+    checked([*placed, "importance.depth.method=loss", "stage=train"])
 
 
 def test_recorded_paths_stay_valid_in_other_directories(tmp_path: Path) -> None:

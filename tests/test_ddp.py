@@ -21,11 +21,12 @@ def run(folder: Path, devices: int, accumulate: int = 1, mode: str = "clean") ->
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("mode", ["clean", "frozen"])
+def test_two_processes_equal_one(tmp_path, mode):
     found = []
     for devices in (1, 2):
         folder = tmp_path / str(devices)
-        done = run(folder, devices, accumulate=2)
+        done = run(folder, devices, accumulate=2, mode=mode)
         assert done.returncode == 0, done.stderr
         found.append((torch.load(folder / "weights.pt"), torch.load(folder / "metrics.pt")))
     (one, one_metrics), (two, two_metrics) = found

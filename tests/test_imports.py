@@ -48,9 +48,14 @@ ALLOWED: dict[str, set[str]] = {
     **{room: VALUES | FILES | {"models"} for room in MIDDLE},
 }
 ALLOWED["objectives"] |= {"evaluation"}
+ALLOWED["importance"] |= {
+    "objectives",
+    "evaluation",
+}  # the loss that it differentiates, and that a block's removal costs
+ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
-ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules"}
-ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides"}
+ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis"}
+ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides", "reporting"}
 ALLOWED["cli"] = ALLOWED["launch"] | {"launch"}
 ALLOWED["__main__"] = {"cli"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -21,6 +21,8 @@ from nas_llm.reporting.tables import shape_of
 from nas_llm.run_directory import write_json
 from nas_llm.search_space import SearchSpace
 
+FILES = ("report.html", "pareto.csv", "pareto.png", "importance_scores.png")
+
 
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory):
@@ -207,6 +209,7 @@ def test_the_report_is_one_self_contained_well_formed_page(run, request):
     for expected in (
         "The Pareto front",
         "The exported networks",
+        "Importance scores",
         "Training the super-network",
         "NSGA-II",
         "A processor",
@@ -224,7 +227,7 @@ def test_what_users_wrote_is_escaped(joint):
 
 def test_the_report_is_made_of_files_alone_and_again_the_same(joint, tmp_path):
     """By another process, without torch, pymoo or transformers."""
-    before = {name: (joint.path / name).read_bytes() for name in ("report.html", "pareto.csv", "pareto.png")}
+    before = {name: (joint.path / name).read_bytes() for name in FILES}
     code = (
         "import sys; from nas_llm.reporting import write_report; write_report(sys.argv[1]); "
         "heavy = {'torch', 'pymoo', 'transformers', 'lightning'} & sys.modules.keys(); assert not heavy, heavy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def base(tiny_tokenizer, tmp_path_factory) -> Path:
 
 
 def arguments(base: Path, run_dir: Path, *more: str) -> list[str]:
-    data = ["data=text", f"data.path={base / 'text.jsonl'}", "data.sequence_length=16", "data.calibration_size=2"]
+    data = ["data=text", f"data.path={base / 'text.jsonl'}", "data.sequence_length=16", "data.calibration_size=4"]
     data += [f"data.cache_dir={base / 'cache'}", "data.batch_size=4", "data.validation_size=4", "data.test_size=2"]
     search = ["search_space.steps=4", "search.evaluations=12", "search.population=6"]
     trainer = ["trainer.accelerator=cpu", "trainer.max_steps=6", "trainer.val_check_interval=3", "checkpoint.keep=true"]
@@ -116,6 +117,28 @@ def test_a_run_that_had_finished_training_goes_on_with_the_search(finished, tmp_
     assert all(torch.equal(value, weights(finished)[name]) for name, value in weights(run_dir).items())
 
 
+def test_more_likely_tokens_than_the_vocabulary_has_leave_no_run_behind(base, tmp_path, capsys):
+    command = arguments(base, tmp_path / "run", "distillation=top_k", "distillation.k=401")
+    assert cli.run(command) == 2
+    assert "distillation.k=401: allowed are at most the 400 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_resumed_with_the_original_as_teacher_equals_the_whole(base, tmp_path, capsys):
+    teaching = ["training.teacher=frozen", "hidden_matching=mse", "distillation=jensen_shannon", "search=none"]
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    command = [a for a in arguments(base, whole, *teaching, "trainer.max_steps=4") if not a.startswith("search.")]
+    assert cli.run(command) == 0
+    shutil.copytree(whole, rest)
+    shutil.rmtree(rest / "supernet")
+    (rest / "checkpoints" / "step-2.ckpt").replace(rest / "checkpoints" / "last.ckpt")
+    assert cli.run(["train", f"run_dir={rest}", "ckpt_path=last", "training.teacher=in_place"]) == 2
+    assert 'trained with teacher.kind="frozen"' in capsys.readouterr().err
+    assert cli.run(["train", f"run_dir={rest}", "ckpt_path=last"]) == 0
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(rest).items())
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
@@ -130,6 +153,46 @@ def test_resuming_with_something_else_is_refused(finished, tmp_path, capsys, ove
     assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last", override]) == 2
     error = capsys.readouterr().err
     assert f"nas-llm: error: {named}" in error
+
+
+def test_scores_of_an_earlier_run_of_the_same_model_are_used(finished, base, tmp_path):
+    run_dir = tmp_path / "run"
+    reuse = ["importance=file", f"importance.path={finished / 'importance.safetensors'}", "search=none"]
+    command = [a for a in arguments(base, run_dir, "trainer.max_steps=1", *reuse) if "search." not in a]
+    assert cli.run([*command, "trainer.val_check_interval=null"]) == 0
+    scores, before = (load_file(folder / "importance.safetensors") for folder in (run_dir, finished))
+    assert scores.keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in scores.items())
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("importance=file importance.path={finished}", "importance.path={finished}: the scores in .*another network"),
+        ("importance=file importance.path=nowhere", "importance.path=nowhere: there is no file nowhere"),
+        ("data.calibration_size=3", "data.calibration_size: .* 3 records, less than one batch of data.batch_size=4"),
+    ],
+)
+def test_scores_that_cannot_be_had_are_one_line_and_leave_nothing(
+    finished, base, tiny_tokenizer, tmp_path, capsys, override, says
+):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(base / "model"))
+    model.save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    places = {"finished": finished / "importance.safetensors"}
+    given = [f"model.path={tmp_path / 'other'}", *override.format(**places).split()]
+    assert cli.run(arguments(base, tmp_path / "run", *given)) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert re.search(says.format(**places), error), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_magnitude_needs_no_calibration_data(base, tmp_path):
+    settings = ["importance=magnitude", "data.calibration_size=0", "search=none", "trainer.max_steps=1"]
+    command = [a for a in arguments(base, tmp_path / "run", *settings) if "search." not in a]
+    assert cli.run([*command, "trainer.val_check_interval=null"]) == 0
 
 
 def test_a_truncated_checkpoint_is_one_line(finished, tmp_path, capsys):

@@ -112,14 +112,15 @@ def step_of(kind: str, batch_size: int, sequence_length: int) -> Callable[[], No
 
 def main(kind: str, batch_size: int, sequence_length: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    before = _peak_mib()
+    before = peak_mib()
     step = step_of(kind, batch_size, sequence_length)
     for _ in range(_MEMORY_STEPS):
         step()
-    print(json.dumps({"peak_mib": _peak_mib(), "interpreter_mib": before}))
+    print(json.dumps({"peak_mib": peak_mib(), "interpreter_mib": before}))
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """The largest resident set that this process has had."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux's ru_maxrss may be that of the process that started this one
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 2**10

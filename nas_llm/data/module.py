@@ -99,6 +99,14 @@ class SplitDataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def calibration_dataloader(self) -> EvalLoader:
+        """Raises ValueError where the calibration split holds less than one batch."""
+        held = len(self._filled("calibration"))
+        if held < self.batch_size:
+            raise ValueError(
+                f"data.calibration_size: the calibration split holds {held} records, less than one batch of "
+                f"data.batch_size={self.batch_size}; set data.calibration_size={self.batch_size} or more, or "
+                f"data.batch_size={held} or less"
+            )
         return self._eval_loader("calibration")
 
     def _eval_loader(self, split: str) -> EvalLoader:

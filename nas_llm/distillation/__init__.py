@@ -2,7 +2,7 @@
 
 A distillation is a frozen dataclass, called with logits and the labels of the same positions (already shifted:
 ``labels[i]`` is the token that ``logits[i]`` predicts); it returns the sum over counted tokens, so that batches of any
-size add up.
+size add up. ``HiddenMatching`` compares block outputs instead, and is added to one of them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,16 @@ from typing import Protocol
 
 from torch import Tensor
 
+from nas_llm.distillation.cosine import Cosine
 from nas_llm.distillation.cross_entropy import CrossEntropy
 from nas_llm.distillation.forward_kl import ForwardKL
+from nas_llm.distillation.hidden_matching import HiddenMatching
+from nas_llm.distillation.jensen_shannon import JensenShannon
 from nas_llm.distillation.labels import Labels
+from nas_llm.distillation.mse import MSE
 from nas_llm.distillation.reverse_kl import ReverseKL
+from nas_llm.distillation.symmetric_kl import SymmetricKL
+from nas_llm.distillation.top_k import TopK
 
 
 class Distillation(Protocol):
@@ -37,4 +43,16 @@ class Distillation(Protocol):
         ...
 
 
-__all__ = ["CrossEntropy", "Distillation", "ForwardKL", "Labels", "ReverseKL"]
+__all__ = [
+    "MSE",
+    "Cosine",
+    "CrossEntropy",
+    "Distillation",
+    "ForwardKL",
+    "HiddenMatching",
+    "JensenShannon",
+    "Labels",
+    "ReverseKL",
+    "SymmetricKL",
+    "TopK",
+]

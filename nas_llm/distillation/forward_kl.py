@@ -12,19 +12,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nas_llm.distillation.mix import check_mix, counted_sum, hard_loss, in_full_precision, soft_loss
+from nas_llm.distillation.mix import (
+    check_mix,
+    counted_sum,
+    hard_loss,
+    in_full_precision,
+    log_probabilities,
+    mixed_loss,
+    soft_loss,
+)
 
 
 @dataclass(frozen=True)
 class ForwardKL:
-    """``alpha`` weighs the labels' cross-entropy, ``beta`` the divergence at ``temperature`` (times its square)."""
+    """``alpha`` weighs the labels' cross-entropy, ``beta`` the divergence at ``temperature`` (times its square);
+    ``max_ratio`` weighs it by cross-entropy over divergence besides (see ``mix``)."""
 
     alpha: float = 0.5
     beta: float = 0.5
     temperature: float = 1.0
+    max_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        check_mix("ForwardKL", self.alpha, self.beta, self.temperature)
+        check_mix("ForwardKL", self.alpha, self.beta, self.temperature, self.max_ratio)
 
     @property
     def uses_teacher(self) -> bool:
@@ -35,9 +45,16 @@ class ForwardKL:
             return self.alpha * hard_loss(student_logits, labels)
         assert teacher_logits is not None
         with torch.no_grad():
-            log_teacher = torch.log_softmax(in_full_precision(teacher_logits) / self.temperature, -1)
+            log_teacher = log_probabilities(teacher_logits, self.temperature)
             teacher = log_teacher.exp()
-            minus_entropy = counted_sum(torch.linalg.vecdot(teacher, log_teacher), labels)
+            minus_entropies = torch.linalg.vecdot(teacher, log_teacher)
+        if self.max_ratio is not None:
+            student = log_probabilities(student_logits, self.temperature)
+            divergence = self.temperature**2 * (minus_entropies - torch.linalg.vecdot(teacher, student))
+            return mixed_loss(
+                student_logits, labels, divergence, alpha=self.alpha, beta=self.beta, max_ratio=self.max_ratio
+            )
+        minus_entropy = counted_sum(minus_entropies, labels)
         weight = self.beta * self.temperature**2
         student = in_full_precision(student_logits)
         if self.temperature == 1:

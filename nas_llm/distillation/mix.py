@@ -1,9 +1,12 @@
 """What the losses share: the cross-entropy with the labels and the mixing of hard and soft losses.
 
-    loss = alpha * CE(student, labels) + beta * T^2 * divergence(student / T, teacher / T)
+    loss = sum_i alpha * CE_i(student, label) + beta * w_i * T^2 * divergence_i(student / T, teacher / T)
 
 T^2 keeps the size of the soft gradients independent of the temperature (Hinton et al. 2015, section 2). Sums over
-counted tokens.
+counted tokens i. w_i is 1, or, where a loss has ``max_ratio``, min(CE_i / (T^2 divergence_i), max_ratio) without
+gradient: both terms then pull equally hard, whatever the sizes of the two losses. The experiment code of papers 1 and 4
+offers that scheme with the ratio of the batch's means; a ratio per token is what makes it independent of chunks,
+micro-batches and ranks, and the bound keeps the gradient finite where the student already agrees with the teacher.
 """
 
 from __future__ import annotations
@@ -22,6 +25,31 @@ def hard_loss(logits: Tensor, labels: Tensor) -> Tensor:
     nothing."""
     flat = in_full_precision(logits).flatten(0, -2)
     return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def mixed_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    divergence: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    max_ratio: float | None = None,
+) -> Tensor:
+    """The sum above; ``divergence`` (...) is that of every token, times T^2; ``student_logits`` (..., vocabulary)."""
+    if max_ratio is None:
+        loss = beta * counted_sum(divergence, labels)
+        return loss + alpha * hard_loss(student_logits, labels) if alpha else loss
+    flat = in_full_precision(student_logits).flatten(0, -2)
+    hard = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="none").view_as(divergence)
+    with torch.no_grad():
+        ratio = (hard / divergence.clamp(min=torch.finfo(divergence.dtype).tiny)).clamp(max=max_ratio)
+    return counted_sum(alpha * hard + beta * ratio * divergence, labels)
+
+
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """log softmax(z / T) of (..., vocabulary), in full precision."""
+    return torch.log_softmax(in_full_precision(logits) / temperature, -1)
 
 
 def soft_loss(logits: Tensor, targets: Tensor, labels: Tensor, *, soft: float, hard: float = 0.0) -> Tensor:
@@ -71,8 +99,8 @@ def counted_sum(per_token: Tensor, labels: Tensor) -> Tensor:
     return torch.where(labels == IGNORED, 0.0, per_token).sum()
 
 
-def check_mix(name: str, alpha: float, beta: float, temperature: float) -> None:
-    """Raise ValueError for weights that mean nothing."""
+def check_mix(name: str, alpha: float, beta: float, temperature: float = 1.0, max_ratio: float | None = None) -> None:
+    """Raise ValueError for weights that mean nothing, or that cannot take effect."""
     if min(alpha, beta) < 0 or alpha + beta <= 0:
         raise ValueError(
             f"distillation.alpha={alpha}, distillation.beta={beta} of {name}: "
@@ -80,3 +108,13 @@ def check_mix(name: str, alpha: float, beta: float, temperature: float) -> None:
         )
     if temperature <= 0:
         raise ValueError(f"distillation.temperature={temperature} of {name}: allowed is above 0, for instance 1")
+    if max_ratio is not None and max_ratio <= 0:
+        raise ValueError(
+            f"distillation.max_ratio={max_ratio} of {name}: allowed is above 0, for instance 10, "
+            "or null for fixed weights"
+        )
+    if max_ratio is not None and not beta:
+        raise ValueError(
+            f"distillation.max_ratio={max_ratio} of {name} cannot take effect with distillation.beta=0, which leaves "
+            "the teacher out: set distillation.max_ratio=null"
+        )

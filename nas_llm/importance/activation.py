@@ -11,16 +11,14 @@ copy of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from nas_llm.models.elastic import ElasticModule
+from nas_llm.importance.recording import Batches, hidden_norms, observe, per_token, readers
 from nas_llm.models.supernet import Supernet
 
 Reduction = Literal["mean", "abs_mean", "l2", "variance"]
@@ -42,25 +40,25 @@ class Activation:
             if value not in get_args(Reduction):
                 raise ValueError(f"importance.{key}={value!r}: allowed are {', '.join(get_args(Reduction))}")
 
-    @torch.no_grad()
-    def __call__(self, supernet: Supernet, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def __call__(self, supernet: Supernet, batches: Batches) -> dict[str, Tensor]:
         """Scores per axis, float32, on the CPU: ``hidden``; per layer ``ffn``, ``heads_per_group``, ``kv_groups``."""
         statistics: dict[str, _Statistic] = {}
-        mode = supernet.model.training
-        supernet.model.eval()
-        device = supernet.model.device
-        try:
-            with _recording(supernet, self.tokens, statistics) as start:
-                for batch in batches:
-                    moved = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
-                    start(moved["attention_mask"])
-                    supernet.model(**moved, use_cache=False)
-        finally:
-            supernet.model.train(mode)
-        if not statistics:
-            raise ValueError(
-                "importance needs calibration data, there is no batch; data.calibration_size must be at least 1"
-            )
+        attention = {f"layers.{reader.layer}.heads": reader.module for reader in readers(supernet, "kv_groups")}
+        modules: dict[str, nn.Module] = {f"norm.{n}": norm for n, norm in enumerate(hidden_norms(supernet))}
+        modules |= {f"layers.{reader.layer}.ffn": reader.module for reader in readers(supernet, "ffn")}
+
+        def record(key: str, read: Tensor, written: Tensor, mask: Tensor) -> None:
+            values = per_token(written if key.startswith("norm.") else read, mask)
+            if key in attention:
+                sizes = attention[key].elastic_full
+                heads = (sizes["kv_groups"], sizes["heads_per_group"])
+                values = values.unflatten(2, (*heads, sizes["head_dim"])).norm(dim=-1).flatten(2)
+                sample = _over_tokens(values, mask, self.tokens).unflatten(1, heads)
+            else:
+                sample = _over_tokens(values, mask, self.tokens)
+            statistics.setdefault(key, _Statistic.zeros(sample[0])).add(sample)
+
+        observe(supernet, batches, modules | attention, record)
         return _scores({key: statistic.reduced(self.samples) for key, statistic in statistics.items()})
 
 
@@ -91,62 +89,6 @@ class _Statistic:
         if how == "abs_mean":
             return self.absolute / self.samples
         return self.squares.sqrt() if how == "l2" else self.squares / self.samples - mean.square()
-
-
-@contextmanager
-def _recording(
-    supernet: Supernet, tokens: Reduction, statistics: dict[str, _Statistic]
-) -> Iterator[Callable[[Tensor], None]]:
-    """Hooks that gather statistics of every axis; the yielded function announces the mask of the next batch."""
-    mask: list[Tensor] = []
-    handles = []
-
-    def record(key: str, values: Tensor) -> None:
-        sample = _over_tokens(values.float().reshape(*mask[0].shape, *values.shape[-1:]), mask[0], tokens)
-        statistics.setdefault(key, _Statistic.zeros(sample[0])).add(sample)
-
-    def record_heads(key: str, values: Tensor, module: ElasticModule) -> None:
-        sizes = module.elastic_full
-        heads = (sizes["kv_groups"], sizes["heads_per_group"], sizes["head_dim"])
-        norms = values.float().reshape(*mask[0].shape, *heads).norm(dim=-1).flatten(2)
-        sample = _over_tokens(norms, mask[0], tokens).unflatten(1, heads[:2])
-        statistics.setdefault(key, _Statistic.zeros(sample[0])).add(sample)
-
-    def input_hook(key: str, heads: bool) -> Callable[[Any, tuple[Tensor, ...]], None]:
-        def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-            record_heads(key, args[0], module) if heads else record(key, args[0])
-
-        return hook
-
-    def norm_hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        record(f"norm.{id(module)}", output)
-
-    def start(attention_mask: Tensor) -> None:
-        mask[:] = [attention_mask]
-
-    try:
-        for module in supernet.shared_modules:
-            if _is_hidden_norm(module):
-                handles.append(module.register_forward_hook(norm_hook))
-        for index, layer in enumerate(supernet.layer_modules):
-            for module in layer:
-                if _is_hidden_norm(module):
-                    handles.append(module.register_forward_hook(norm_hook))
-                elif isinstance(module, nn.Linear | Conv1D):
-                    layout = module.elastic_layouts["weight"][0 if isinstance(module, Conv1D) else 1]
-                    if layout.carries(("ffn",)):
-                        handles.append(module.register_forward_pre_hook(input_hook(f"layers.{index}.ffn", False)))
-                    elif layout.carries(("kv_groups",)):
-                        handles.append(module.register_forward_pre_hook(input_hook(f"layers.{index}.heads", True)))
-        yield start
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _is_hidden_norm(module: ElasticModule) -> bool:
-    layout = module.elastic_layouts["weight"]
-    return len(layout) == 1 and layout[0].carries(("hidden",))
 
 
 def _over_tokens(values: Tensor, mask: Tensor, how: Reduction) -> Tensor:

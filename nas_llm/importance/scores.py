@@ -1,28 +1,108 @@
-"""Saved importance scores: ``importance.safetensors``, one tensor per axis."""
+"""Saved importance scores: ``importance.safetensors``, one tensor per axis, and whose they are in its metadata.
+
+Scores belong to the units of one network as they lie in its weights: of another network, or of the same one after
+sorting or training, they would sort by nothing. So the file says the family, the sizes of all axes and a fingerprint of
+the weights that were scored.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-FILE_NAME = "importance.safetensors"
+from nas_llm.models.supernet import Supernet
+from nas_llm.run_directory import IMPORTANCE_FILE, atomic_path
+
+_MEND = f"name a run's {IMPORTANCE_FILE}, or score this network anew, as with importance=activation"
+SAMPLED = 4096  # weights of each tensor in the fingerprint
 
 
-def write_scores(scores: Mapping[str, Tensor], folder: Path, *, method: str) -> None:
-    """Writes ``folder/importance.safetensors`` whole or not at all; ``method`` names how the scores were made."""
+def write_scores(scores: Mapping[str, Tensor], folder: Path, *, method: str, supernet: Supernet) -> None:
+    """Writes ``folder/importance.safetensors`` whole or not at all.
+
+    Args:
+        scores: of the units as they lie in ``supernet`` now, before it is sorted by them.
+        folder: the run directory.
+        method: how the scores were made, in words.
+        supernet: the network that was scored.
+    """
     from safetensors.torch import save_file
 
-    temporary = folder / f"{FILE_NAME}.tmp"
-    save_file({key: value.contiguous() for key, value in scores.items()}, temporary, metadata={"method": method})
-    temporary.replace(folder / FILE_NAME)
+    with atomic_path(folder / IMPORTANCE_FILE) as temporary:
+        save_file(
+            {key: value.contiguous() for key, value in scores.items()},
+            temporary,
+            metadata={"method": method, **identity(supernet)},
+        )
 
 
 def read_scores(folder: Path) -> dict[str, Tensor]:
-    """Raises ValueError where there are none."""
-    from safetensors.torch import load_file
+    """The scores that the run in ``folder`` was sorted by, in the order of the unsorted network.
 
-    if not (folder / FILE_NAME).is_file():
-        raise ValueError(f"{folder} holds no {FILE_NAME}; run the train stage first")
-    return load_file(folder / FILE_NAME)
+    Raises:
+        ValueError: there are none, or the file is damaged.
+    """
+    return _read(folder / IMPORTANCE_FILE, f"run_dir={folder}")[0]
+
+
+def read_scores_of(supernet: Supernet, path: Path, *, setting: str) -> dict[str, Tensor]:
+    """The scores in a file, which must be of this network as it lies now. ``setting``: what named the file, for errors.
+
+    Raises:
+        ValueError: there is no such file, it holds no scores, or they are of another network.
+    """
+    scores, recorded = _read(path, setting)
+    for key, value in identity(supernet).items():
+        if key not in recorded:
+            raise ValueError(f"{setting}: {path} does not say of which network its scores are; {_MEND}")
+        if recorded[key] != value:
+            raise ValueError(
+                f"{setting}: the scores in {path} are of another network, {key} {_short(recorded[key])} there and "
+                f"{_short(value)} here; set model.path to the network that was scored, or {_MEND}"
+            )
+    return scores
+
+
+def identity(supernet: Supernet) -> dict[str, str]:
+    """The network whose units are scored: its family, the sizes of its axes, and a fingerprint of its weights."""
+    full = supernet.largest()
+    shapes = [layer.shape for layer in full.layers]
+    axes = {"hidden": full.hidden, "layers": shapes if len(set(shapes)) > 1 else [len(shapes), *shapes[0]]}
+    return {"family": supernet.family, "axes": json.dumps(axes), "weights": fingerprint(supernet)}
+
+
+@torch.no_grad()
+def fingerprint(supernet: Supernet) -> str:
+    """16 hex digits of a hash of evenly spaced weights of every tensor.
+
+    In bfloat16, so that a network has the same one whether it was loaded in that precision or in float32.
+    """
+    digest = hashlib.sha256()
+    for name, weight in supernet.model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sampled = flat[:: max(1, flat.numel() // SAMPLED)].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(sampled.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path, setting: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Scores and metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ValueError(f"{setting}: there is no file {path}; {_MEND}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{setting}: {path} is no safetensors file, or a damaged one; {_MEND}") from error
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:70]}..."

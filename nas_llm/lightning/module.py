@@ -8,6 +8,7 @@ update.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -24,11 +25,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from nas_llm.architecture import Architecture
-from nas_llm.distillation import Distillation
+from nas_llm.distillation import Distillation, HiddenMatching
 from nas_llm.lightning.gradients import existing, scale_and_clip, sum_over_ranks
-from nas_llm.lightning.identity import model_identity, refuse_other
+from nas_llm.lightning.identity import model_identity, refuse_other, teacher_identity
 from nas_llm.lightning.output import check_output_layer, next_token_loss
 from nas_llm.lightning.sandwich import Passes, sandwich_passes
+from nas_llm.lightning.teacher import TeacherLogits
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
 
@@ -58,6 +60,13 @@ class SupernetModule(LightningModule):
             the update is the ``sum`` of the architectures' gradients (equation 1) or their ``mean``.
             gradient_checkpointing: recompute activations in the backward pass. seed: of the architectures and of
             dropout.
+        hidden_matching: added to the loss of the sub-networks; None compares no hidden states.
+        teacher: ``in_place`` is the largest network as it trains; ``frozen`` is a copy of the whole super-network as it
+            is given here, in evaluation mode, and then the largest network is a student too. The copy is neither
+            trained nor written to checkpoints: a run resumes with a super-network that was made in the same way, and
+            is refused with another.
+        teacher_logits: ``recorded`` holds them, (tokens, vocabulary), for the time of a micro-batch; ``recomputed``
+            makes them again from hidden states, for every student: less memory, more time.
 
     Raises:
         ValueError: a setting out of range; while training, a loss that is not finite, a checkpoint of another model or
@@ -78,14 +87,22 @@ class SupernetModule(LightningModule):
         reduction: Literal["sum", "mean"] = "sum",
         gradient_checkpointing: bool = False,
         seed: int = 0,
+        hidden_matching: HiddenMatching | None = None,
+        teacher: Literal["in_place", "frozen"] = "in_place",
+        teacher_logits: TeacherLogits = "recorded",
     ) -> None:
         super().__init__()
         _check(accumulate_grad_batches, gradient_clip_val, reduction)
+        _check_teacher(distillation, hidden_matching, teacher, teacher_logits)
         self.automatic_optimization = False
         self.supernet, self.space, self.sampler, self.distillation = supernet, space, sampler, distillation
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.reduction, self.seed = reduction, seed
+        self.hidden_matching, self.teacher_logits = hidden_matching, teacher_logits
+        # In a tuple, so that it is no child: neither trained, nor saved, nor set to training mode.
+        self._frozen = (copy.deepcopy(supernet).eval().requires_grad_(False),) if teacher == "frozen" else ()
+        self._teacher_identity = teacher_identity(self.frozen_teacher)
         if gradient_checkpointing:
             supernet.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.supernet.train()
@@ -103,7 +120,14 @@ class SupernetModule(LightningModule):
             "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
         }
 
+    @property
+    def frozen_teacher(self) -> Supernet | None:
+        """The network as it was before training, where it is the teacher."""
+        return self._frozen[0] if self._frozen else None
+
     def on_fit_start(self) -> None:
+        for teacher in self._frozen:
+            teacher.to(self.device)
         check_output_layer(self.supernet.model)
 
     # ---------------------------------------------------------------- training
@@ -126,6 +150,9 @@ class SupernetModule(LightningModule):
                 distillation=self.distillation,
                 backward=self._backward,
                 gradient_scale=_SUM_SCALE * self._scaler_factor(),
+                frozen=self.frozen_teacher,
+                hidden_matching=self.hidden_matching,
+                teacher_logits=self.teacher_logits,
             )
         window.add(passes, f"batch {batch_idx} of epoch {self.current_epoch} on rank {self.global_rank}")
         if len(window.passes) == self.accumulate_grad_batches or self.trainer.is_last_batch:
@@ -235,10 +262,17 @@ class SupernetModule(LightningModule):
     # ---------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["nas_llm"] = {"model": model_identity(self.supernet), "search_space": self.space.to_dict()}
+        checkpoint["nas_llm"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        refuse_other(checkpoint, model_identity(self.supernet), self.space.to_dict())
+        refuse_other(checkpoint, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "model": model_identity(self.supernet),
+            "search_space": self.space.to_dict(),
+            "teacher": self._teacher_identity,
+        }
 
 
 @dataclass
@@ -293,3 +327,23 @@ def _check(accumulate_grad_batches: int, gradient_clip_val: float | None, reduct
         raise ValueError(f"training.gradient_clip_val={gradient_clip_val}: allowed is above 0, or null not to clip")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"training.reduction={reduction}: allowed are sum (equation 1 of the paper) and mean")
+
+
+def _check_teacher(
+    distillation: Distillation | None, hidden_matching: HiddenMatching | None, teacher: str, teacher_logits: str
+) -> None:
+    if teacher not in ("in_place", "frozen"):
+        raise ValueError(f"training.teacher={teacher}: allowed are in_place and frozen")
+    if teacher_logits not in ("recorded", "recomputed"):
+        raise ValueError(f"training.teacher_logits={teacher_logits}: allowed are recorded and recomputed")
+    read = distillation is not None and distillation.uses_teacher
+    if teacher == "frozen" and not read and hidden_matching is None:
+        raise ValueError(
+            "training.teacher=frozen cannot take effect where nothing is learnt from a teacher: "
+            "choose distillation=forward_kl or hidden_matching=mse, or training.teacher=in_place"
+        )
+    if teacher_logits == "recomputed" and not read:
+        raise ValueError(
+            "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
+            "choose distillation=forward_kl, or training.teacher_logits=recorded"
+        )

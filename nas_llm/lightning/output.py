@@ -21,6 +21,8 @@ from nas_llm.distillation.mix import IGNORED, hard_loss
 # Logits held at a time: small enough for a CPU's cache, large enough to fill a GPU.
 _CHUNK_NUMBERS = {"cpu": 2**22}
 _CHUNK_NUMBERS_GPU = 2**26
+# Every chunk reads and writes the gradient of the whole weight: with fewer tokens than this that takes the time.
+_CHUNK_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -50,35 +52,82 @@ def output_loss(
     loss: ChunkLoss,
     *,
     gradient_scale: float = 1.0,
+    keep_hidden: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Sum of ``loss`` over the counted tokens of a forward pass; an output layer that is not linear gives all their
-    logits at once.
+    logits at once. ``keep_hidden`` is given what the output layer reads, (tokens, hidden), before.
 
     Raises:
         ValueError: the model does not call its output layer.
     """
     head, softcap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
-    plain_forward, totals = head.forward, []
+    plain_forward = head.forward
 
-    def forward(hidden: Tensor) -> Tensor:
-        counted = hidden.flatten(0, 1).index_select(0, targets.positions)
+    def total(hidden: Tensor) -> Tensor:
+        if keep_hidden is not None:
+            keep_hidden(hidden)
         if isinstance(head, nn.Linear):
             layer = OutputLayer(head.weight, head.bias, softcap)
-            budget = _CHUNK_NUMBERS.get(hidden.device.type, _CHUNK_NUMBERS_GPU)
-            chunk_tokens = max(16, budget // layer.weight.shape[0])
-            totals.append(chunked_loss(counted, layer, loss, chunk_tokens=chunk_tokens, gradient_scale=gradient_scale))
-        else:
-            totals.append(loss(OutputLayer(hidden, softcap=softcap).cap(plain_forward(counted)), 0, len(counted)))
+            chunk = chunk_tokens(layer.weight.shape[0], hidden.device.type)
+            return chunked_loss(hidden, layer, loss, chunk_tokens=chunk, gradient_scale=gradient_scale)
+        return loss(OutputLayer(hidden, softcap=softcap).cap(plain_forward(hidden)), 0, len(hidden))
+
+    return _inside_output_layer(model, batch, targets, total)
+
+
+def output_hidden(model: PreTrainedModel, batch: Mapping[str, Tensor], targets: Targets) -> Tensor:
+    """What the output layer reads of the counted tokens, (tokens, hidden), without its products.
+
+    Raises:
+        ValueError: the model does not call its output layer.
+    """
+    return _inside_output_layer(model, batch, targets, lambda hidden: hidden)
+
+
+def output_layer(model: PreTrainedModel, hidden: int, dtype: torch.dtype) -> OutputLayer:
+    """The output layer of a network of this width, for products in ``dtype``, whatever sub-network is active.
+
+    Where weights are sharded, it can be read inside the output layer's forward alone, as the loss is.
+
+    Raises:
+        ValueError: the layer is not linear.
+    """
+    head, softcap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"training.teacher_logits=recomputed: the output layer of {type(model).__name__} is not linear; "
+            "set training.teacher_logits=recorded"
+        )
+    weight, bias = head._parameters["weight"], head._parameters.get("bias")  # whole: the attributes are slices
+    assert weight is not None
+    return OutputLayer(
+        weight.detach()[:, :hidden].to(dtype), None if bias is None else bias.detach().to(dtype), softcap
+    )
+
+
+def chunk_tokens(vocabulary: int, device: str) -> int:
+    """Tokens whose logits are held at a time, on this kind of device."""
+    return max(_CHUNK_TOKENS, _CHUNK_NUMBERS.get(device, _CHUNK_NUMBERS_GPU) // vocabulary)
+
+
+def _inside_output_layer(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], targets: Targets, compute: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Run the model; ``compute`` gets the hidden states of the counted tokens in its output layer's place."""
+    found: list[Tensor] = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        found.append(compute(hidden.flatten(0, 1).index_select(0, targets.positions)))
         return hidden[..., :0]  # no logits: what the model still does with them costs nothing
 
-    with _replaced_forward(head, forward):
+    with _replaced_forward(model.get_output_embeddings(), forward):
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    if len(totals) != 1:
+    if len(found) != 1:
         raise ValueError(
-            f"model.path: {type(model).__name__} calls its output layer {len(totals)} times in a forward pass; "
+            f"model.path: {type(model).__name__} calls its output layer {len(found)} times in a forward pass; "
             "training knows models that call it once"
         )
-    return totals[0]
+    return found[0]
 
 
 @contextmanager

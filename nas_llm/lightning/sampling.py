@@ -10,12 +10,12 @@ from torch import Tensor
 
 from nas_llm.architecture import Architecture
 from nas_llm.importance.retained import Retained
-from nas_llm.importance.scores import FILE_NAME, read_scores
+from nas_llm.importance.scores import read_scores
 from nas_llm.models.magnitude import Magnitude
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Loss
 from nas_llm.objectives.protocol import Batch
-from nas_llm.run_directory import is_main_process, read_json, write_json
+from nas_llm.run_directory import IMPORTANCE_FILE, is_main_process, read_json, write_json
 from nas_llm.samplers import DrawsCandidates, Grid, Sampler, Scoring
 from nas_llm.samplers.candidates import Score, Unprepared
 from nas_llm.search_space import SearchSpace
@@ -56,18 +56,26 @@ def prepared_sampler(sampler: Sampler, scoring: Scoring, run_dir: Path, *, resum
     A resumed run, and the ranks that the first one starts, read the grid that lies in ``run_dir``; otherwise the grid
     is made, and the first rank writes it.
     """
-    if not isinstance(sampler, DrawsCandidates) or not isinstance(sampler.candidates, Unprepared):
+    candidates = unprepared(sampler)
+    if candidates is None:
         return sampler
     path = run_dir / GRID_FILE
     if (resumes or not is_main_process()) and path.is_file():
         grid = Grid(tuple(Architecture.from_dict(point) for point in read_json(path)["architectures"]))
     else:
-        grid = sampler.candidates.prepared(scoring)
+        grid = candidates.prepared(scoring)
         if is_main_process():
             points = [architecture.to_dict() for architecture in grid.architectures]
             sizes = [scoring.num_parameters(architecture) for architecture in grid.architectures]
             write_json(path, {"parameters": sizes, "architectures": points})
     return replace(sampler, candidates=grid)  # type: ignore[type-var]
+
+
+def unprepared(sampler: Sampler) -> Unprepared | None:
+    """The settings of the grid that the sampler needs; None where it needs none, or has it."""
+    if isinstance(sampler, DrawsCandidates) and isinstance(sampler.candidates, Unprepared):
+        return sampler.candidates
+    return None
 
 
 def recorded_importance(run_dir: Path) -> Mapping[str, Tensor]:
@@ -76,7 +84,7 @@ def recorded_importance(run_dir: Path) -> Mapping[str, Tensor]:
     Raises:
         ValueError: it was not sorted.
     """
-    if not (run_dir / FILE_NAME).is_file():
+    if not (run_dir / IMPORTANCE_FILE).is_file():
         raise ValueError(
             "sampler.candidates.by=importance needs the scores that the network is sorted by, and importance=none has "
             "none: set importance=activation"

@@ -141,6 +141,11 @@ class Supernet(nn.Module):
         return tuple(self._shared)
 
     @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The transformer blocks of the whole network, by their index; which of them run is ``activate``'s matter."""
+        return tuple(self._blocks)
+
+    @property
     def layer_modules(self) -> tuple[tuple[ElasticModule, ...], ...]:
         """Modules with weights of every block of the whole network."""
         return tuple(tuple(layer) for layer in self._in_layer)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from nas_llm.architecture import Architecture
+from nas_llm.models.modes import evaluating
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.protocol import Batch, Direction
 
@@ -45,28 +47,27 @@ def mean_token_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     Raises:
         ValueError: no batches, or no labelled token in them.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        sums = [_sum_and_count(model, batch) for batch in batches]
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
+    with evaluating(model):
+        sums = [summed_token_loss(model, batch) for batch in batches]
     tokens = sum(count for _, count in sums)
     if tokens == 0:
         raise ValueError(
             f"objectives=[loss]: there is no labelled token in {len(sums)} batches, so there is no loss to measure"
         )
-    return sum(loss for loss, _ in sums) / tokens
+    return sum(loss.item() for loss, _ in sums) / tokens
 
 
-def _sum_and_count(model: PreTrainedModel, batch: Batch) -> tuple[float, int]:
+def summed_token_loss(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int]:
+    """Sum of the labelled tokens' losses, a float64 scalar that can be differentiated, and their number.
+
+    Without any such token no forward pass is run.
+    """
     device = model.device
     labels = batch["labels"].to(device)[:, 1:]
     if not bool((labels != IGNORED).any()):
-        return 0.0, 0
+        return torch.zeros((), dtype=torch.float64, device=device), 0
     logits = model(
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
     ).logits[:, :-1]
     losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.double().sum().item(), int((labels != IGNORED).sum())
+    return losses.double().sum(), int((labels != IGNORED).sum())

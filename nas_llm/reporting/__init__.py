@@ -2,6 +2,8 @@
 
 from nas_llm.reporting.html_report import write_report
 from nas_llm.reporting.model_card import write_model_card
+from nas_llm.reporting.sweep import is_run
+from nas_llm.reporting.sweep_report import write_sweep_report
 from nas_llm.reporting.tables import front_table
 
-__all__ = ["front_table", "write_model_card", "write_report"]
+__all__ = ["front_table", "is_run", "write_model_card", "write_report", "write_sweep_report"]

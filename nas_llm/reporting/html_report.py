@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_llm.reporting import charts, numbers, tables
+from nas_llm.reporting import charts, importance_charts, numbers, tables
 from nas_llm.reporting.front_plot import plot_front
+from nas_llm.reporting.importance_plot import plot_scores
 from nas_llm.reporting.model_card import LOADERS, metric_rows, recipe
 from nas_llm.reporting.progress_plot import plot_progress
 from nas_llm.reporting.run_files import Export, Progress, RunFiles, Search
@@ -18,7 +19,8 @@ HALF = 0.5
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html`; where the run was searched, `pareto.png`, `pareto.csv` and `search_progress.png` too.
+    """Write `report.html`; where the run was searched, `pareto.png`, `pareto.csv` and `search_progress.png`; where it
+    was sorted, `importance_scores.png`.
 
     Returns the page's path.
 
@@ -31,6 +33,8 @@ def write_report(run_dir: str | Path) -> Path:
         plot_front(run, run.search)
         if run.search.progress is not None:
             plot_progress(run, run.search.progress)
+    if run.importance is not None:
+        plot_scores(run, run.importance)
     path = run.path / HTML_FILE
     write_text(path, render("report.html.j2", _context(run)))
     return path
@@ -47,6 +51,7 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "front": _front(run, search) if search else None,
         "progress": _progress(search.progress) if search and search.progress else None,
         "exports": [_export(run, search, export) for export in run.exports] if search else [],
+        "importance": _importance(run),
         "curves": _curves(run),
         "search": _search_facts(run, search) if search else [],
         "metrics": _other_metrics(run),
@@ -141,6 +146,12 @@ def _against(search: Search, name: str, value: float) -> str:
     if name in numbers.COUNTS or name == "latency":
         return f"{shown} ({numbers.percent(value / whole)} of the full)"
     return f"{shown} ({numbers.signed(value - whole)} against the full)"
+
+
+def _importance(run: RunFiles) -> dict[str, Any] | None:
+    if run.importance is None:
+        return None
+    return {"method": run.importance.method, "charts": importance_charts.charts(run.importance)}
 
 
 def _curves(run: RunFiles) -> dict[str, Any] | None:

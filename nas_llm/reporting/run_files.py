@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nas_llm.reporting.importance_scores import Scores, read
 from nas_llm.run_directory import read_json, read_metrics
 from nas_llm.search.archive import TRUNCATION, Evaluation, read_archive
 from nas_llm.search.directory import ARCHIVE_FILE, HYPERVOLUME, SEARCH_FILE, first_layers
@@ -222,6 +223,11 @@ class RunFiles:
         }
         curves = [Curve(name, _points(rows, column)) for name, column in chosen.items() if column is not None]
         return [curve for curve in curves if len(curve.points) > 1]
+
+    @cached_property
+    def importance(self) -> Scores | None:
+        """The scores that the super-network was sorted by; None where there are none."""
+        return read(self.path)
 
     def _log(self) -> list[dict[str, str]]:
         """Rows of the CSV logs in the order of the versions; a resumed run goes on in the next one."""

@@ -97,7 +97,7 @@ def front_table(run_dir: str | Path) -> str:
     notes = [f"{len(everything) - len(shown)} more in {run.path / CSV_FILE}"] if len(shown) < len(everything) else []
     notes += ["* exported"] if any(row.exported for row in shown) else []
     notes += ["truncated: the untrained network cut to the same sizes"] if truncation else []
-    return "\n".join([title, _aligned(head, body), *notes])
+    return "\n".join([title, aligned(head, body, left=1), *notes])
 
 
 def _row(search: Search, evaluation: Evaluation, exported: set[str]) -> Row:
@@ -129,11 +129,12 @@ def _span(sizes: list[int]) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def _aligned(head: list[str], body: list[list[str]]) -> str:
+def aligned(head: list[str], body: list[list[str]], *, left: int = 0) -> str:
+    """Columns of equal width, the one at ``left`` flush left, a rule below the head."""
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines = [
         "  ".join(
-            cell.ljust(width) if i == 1 else cell.rjust(width)
+            cell.ljust(width) if i == left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in [head, *body]

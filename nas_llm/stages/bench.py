@@ -1,4 +1,4 @@
-"""Measures what the package's own machinery costs, beside the limits: nas-llm bench sandwich."""
+"""Measures what the package's own machinery costs, beside the limits: nas-llm bench sandwich, bench distillation."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from nas_llm.run_directory import atomic_path, write_json, write_text
 class Phase:
     """A part of the curriculum: ``steps`` on blocks of ``sequence_length`` tokens of a ``format``, stories of at most
     ``size`` entities of a kind; ``known_weight`` is the weight of tokens that repeat what the record has said;
-    ``families``: their weights, equal if not given."""
+    ``families``: their weights, equal if not given; over its last ``decay_steps`` the learning rate falls."""
 
     steps: int
     format: str
@@ -44,6 +44,7 @@ class Phase:
     sequence_length: int
     known_weight: float
     families: Mapping[str, float] | None = None
+    decay_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Recipe:
     """How to pre-train; the fields are the experiment's ``pretrain`` node.
 
     batch_tokens: of a step, so that the shorter the blocks, the more of them. The learning rate rises over
-    ``warmup_steps``, stays, and falls linearly to 2 % over the last ``decay_steps``.
+    ``warmup_steps``, stays, and falls linearly to 2 % over the last ``decay_steps`` of a phase that has them.
     """
 
     model: PretrainedConfig
@@ -64,7 +65,6 @@ class Recipe:
     weight_decay: float
     betas: Sequence[float]
     warmup_steps: int
-    decay_steps: int
     gradient_clip: float
     text_weight: float
     score_every: int
@@ -77,12 +77,19 @@ class Recipe:
 
     def learning_rate_factor(self, step: int) -> float:
         """What the learning rate is multiplied with in ``step``."""
-        return min(1.0, (step + 1) / self.warmup_steps) * min(1.0, max(0.02, (self.steps - step) / self.decay_steps))
+        warm = min(1.0, (step + 1) / self.warmup_steps)
+        if step >= self.steps:  # the scheduler looks one step ahead
+            return warm
+        phase, end = self._phase_and_end(step)
+        return warm * (min(1.0, max(0.02, (end - step) / phase.decay_steps)) if phase.decay_steps else 1.0)
 
     def phase(self, step: int) -> Phase:
         """The phase that ``step`` lies in."""
+        return self._phase_and_end(step)[0]
+
+    def _phase_and_end(self, step: int) -> tuple[Phase, int]:
         ends = accumulate(phase.steps for phase in self.phases)
-        return next(phase for phase, end in zip(self.phases, ends, strict=True) if step < end)
+        return next((phase, end) for phase, end in zip(self.phases, ends, strict=True) if step < end)
 
 
 class Batches:

@@ -1,12 +1,18 @@
-"""Makes report.html, the pictures and the tables of a run once more, from the files of its directory alone."""
+"""Makes the report, pictures and tables of a run, or of the runs of a sweep, from the files of its folder alone."""
+
+from pathlib import Path
 
 from omegaconf import DictConfig
 
-from nas_llm.reporting import front_table, write_report
+from nas_llm.reporting import front_table, is_run, write_report, write_sweep_report
 
 
 def main(cfg: DictConfig) -> None:
-    """Rebuild the report of `run_dir` and print the front."""
+    """Rebuild the report of `run_dir` and print the front; of a sweep's folder, compare its arms over the seeds."""
+    if not is_run(Path(cfg.run_dir)):
+        print(write_sweep_report(cfg.run_dir))
+        print(f"written: {cfg.run_dir}/sweep.png, {cfg.run_dir}/sweep.csv")
+        return
     page = write_report(cfg.run_dir)
     print(front_table(cfg.run_dir))
     print(f"report: {page}")

@@ -74,8 +74,13 @@ def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:
             f"run_dir={run_dir} holds no super-network yet: let nas-llm train run_dir={run_dir} finish first"
         )
     supernet = Supernet.load(folder, attn_implementation=cfg.model.attn_implementation)
+    return supernet.to(device(cfg)).eval()
+
+
+def device(cfg: DictConfig) -> str:
+    """Where the trainer of the configuration would put a network."""
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    return supernet.to("cuda" if on_gpu else "cpu").eval()
+    return "cuda" if on_gpu else "cpu"
 
 
 def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> SearchSpace:

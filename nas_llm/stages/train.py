@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
@@ -58,7 +59,9 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     """Build what only the model can judge before anything is written: a refusal leaves no run behind."""
     space = build(cfg.search_space, supernet=supernet)
     build(cfg.sampler, supernet=supernet, space=space)
-    for node in (cfg.importance, cfg.distillation, cfg.optimizer, cfg.scheduler):
+    token = torch.zeros(1, supernet.config.vocab_size)
+    build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
+    for node in (cfg.importance, cfg.distillation, cfg.hidden_matching, cfg.optimizer, cfg.scheduler):
         build(node)
 
 
@@ -131,6 +134,7 @@ def make_module(cfg: DictConfig, supernet: Supernet, space: SearchSpace, sampler
         distillation=build(cfg.distillation),
         optimizer=build(cfg.optimizer),
         scheduler=build(cfg.scheduler),
+        hidden_matching=build(cfg.hidden_matching),
     )
 
 

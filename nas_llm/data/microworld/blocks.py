@@ -11,7 +11,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nas_llm.data.microworld.lexicon import Lexicon
-from nas_llm.data.microworld.records import LARGEST_SIZE, Record, alpaca, draw, narrative, notes, retelling
+from nas_llm.data.microworld.records import Record, alpaca, draw, narrative, notes, retelling
+from nas_llm.data.microworld.world import LARGEST_SIZE
 
 WAITING = 24  # records among which the next of a block is chosen
 FORMATS = {  # the weights of the forms of a format's records

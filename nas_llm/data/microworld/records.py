@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from random import Random
 
 from nas_llm.data.microworld.lexicon import COLOURS, OPENERS, PLACES, Lexicon, lexicon
-from nas_llm.data.microworld.world import FAMILIES, Question, Story, people, phrases
+from nas_llm.data.microworld.world import FAMILIES, LARGEST_SIZE, Question, Story, people, phrases
 from nas_llm.data.template import alpaca_prompt
 
-LARGEST_SIZE = 5
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from nas_llm.data.microworld.records import draw, narrative
 from nas_llm.data.template import alpaca_prompt
 
 # Stems alone are repeated so that they are merged before any piece that spans a stem and an ending.
-STEM_REPEATS, ENDING_REPEATS, WORD_REPEATS = 400, 200, 100
+STEM_REPEATS, ENDING_REPEATS, WORD_REPEATS, STORY_SIZE = 400, 200, 100, 5
 
 
 def train_tokenizer(vocab_size: int, seed: int) -> PreTrainedTokenizerFast:
@@ -54,4 +54,4 @@ def _corpus(seed: int) -> list[str]:
     texts += [*FEMALE_ENDINGS, *MALE_ENDINGS] * ENDING_REPEATS + [alpaca_prompt("", " ") + "So"] * STEM_REPEATS
     rng = Random(f"tokenizer {seed}")
     forms = [rng.choice(("questions", "prose")) for _ in range(1500)]
-    return texts + [narrative(rng, draw(rng, lexicon(held_out=False)), form).text for form in forms]
+    return texts + [narrative(rng, draw(rng, lexicon(held_out=False), STORY_SIZE), form).text for form in forms]

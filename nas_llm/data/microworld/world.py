@@ -29,7 +29,7 @@ class Story:
     questions: tuple[Question, ...]
 
 
-MOST = 4  # things that a person holds
+LARGEST_SIZE = 6  # of stories: bounds how many entities of a kind they have
 
 Family = Callable[[Random, Lexicon, int], Story]
 
@@ -194,16 +194,18 @@ def coreference(rng: Random, lexicon: Lexicon, size: int) -> Story:
 
 
 def counting(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """People hold one to four things each, called by their nouns alone; how many?"""
+    """People hold several things each, called by their nouns alone; how many? Where there are most people, up to three
+    things, else up to four."""
     names = people(rng, lexicon, rng.randint(2, max(2, size - 2)))
-    counts = [rng.randint(1, MOST) for _ in names]
+    most = 3 if size >= LARGEST_SIZE else 4
+    counts = [rng.randint(1, most) for _ in names]
     things = [thing.split()[1] for thing in phrases(rng, lexicon.things, sum(counts))]
     sentences, questions = [], []
     for name, count in zip(names, counts, strict=True):
         held, things = things[:count], things[count:]
         sentences.append(f"{name} {rng.choice(('has', 'found', 'bought'))} {listing(held)}.")
         answer = NUMBERS[count - 1]
-        questions.append(Question(f"How many things does {name} have?", f"{name} has", answer, tuple(NUMBERS[:MOST])))
+        questions.append(Question(f"How many things does {name} have?", f"{name} has", answer, tuple(NUMBERS[:most])))
     return Story("counting", tuple(sentences), tuple(questions))
 
 

@@ -1,0 +1,108 @@
+"""The report of a sweep: sweep.csv, sweep.png (paper 1, figure 3) and the table that is printed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nas_llm.reporting import numbers
+from nas_llm.reporting.sweep import FRACTIONS, TABLE_FRACTIONS, Spread, Sweep
+from nas_llm.reporting.tables import aligned
+from nas_llm.run_directory import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CSV_FILE, PNG_FILE = "sweep.csv", "sweep.png"
+COLUMNS = ("arm", "quality", "unit", "fraction", "mean", "standard_deviation", "runs")
+COLOURS = ("#1a1a1a", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8c8c8c")
+MARKERS = "o^sDvXp*"
+PANEL = (6.4, 4.8)  # inches
+
+
+def write_sweep_report(folder: str | Path) -> str:
+    """Write the CSV and the picture into the folder; returns the table.
+
+    Raises:
+        ValueError: as ``Sweep.of``.
+    """
+    sweep = Sweep.of(folder)
+    _write_csv(sweep)
+    _plot(sweep)
+    return sweep_table(sweep)
+
+
+def sweep_table(sweep: Sweep) -> str:
+    """One row per arm: every quality at three sizes, and its hypervolume; means, and +- over the seeds."""
+    head = ["", "runs"]
+    for quality in sweep.qualities:
+        head += [f"{numbers.axis(quality, sweep.unit(quality))} at {f:.0%}" for f in TABLE_FRACTIONS]
+        head.append(f"hypervolume of {numbers.label(quality)}")
+    body = []
+    for arm in sweep.arms:
+        row = [arm.name, str(len(arm.searches))]
+        for quality in sweep.qualities:
+            row += [_cell(arm.best(quality, fraction)) for fraction in TABLE_FRACTIONS]
+            row.append(_cell(sweep.hypervolume(arm, quality)))
+        body.append(row)
+    return aligned(head, body)
+
+
+def _cell(spread: Spread | None) -> str:
+    if spread is None:
+        return "none"
+    deviation = "" if spread.deviation is None else f" ± {numbers.significant(spread.deviation)}"
+    return f"{numbers.significant(spread.mean)}{deviation}"
+
+
+def _write_csv(sweep: Sweep) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for arm in sweep.arms:
+        for quality in sweep.qualities:
+            for fraction in FRACTIONS:
+                best = arm.best(quality, fraction)
+                if best is not None:
+                    row = (arm.name, quality, sweep.unit(quality), fraction, best.mean, best.deviation, best.runs)
+                    writer.writerow(row)
+            volume = sweep.hypervolume(arm, quality)
+            writer.writerow((arm.name, f"hypervolume of {quality}", "", "", volume.mean, volume.deviation, volume.runs))
+    write_text(sweep.path / CSV_FILE, text.getvalue())
+
+
+def _plot(sweep: Sweep) -> Path:
+    from matplotlib.figure import Figure
+
+    shown = [quality for quality in sweep.qualities if quality != "perplexity" or "loss" not in sweep.qualities]
+    figure = Figure(figsize=(PANEL[0] * len(shown), PANEL[1]), dpi=160, layout="constrained")
+    for axes, quality in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        _panel(axes, sweep, quality)
+    path = sweep.path / PNG_FILE
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def _panel(axes: Axes, sweep: Sweep, quality: str) -> None:
+    for place, arm in enumerate(sweep.arms):
+        points = [(f, best) for f in FRACTIONS if (best := arm.best(quality, f)) is not None]
+        if not points:
+            continue
+        x, means = [100 * f for f, _ in points], [best.mean for _, best in points]
+        colour = COLOURS[place % len(COLOURS)]
+        marker = MARKERS[place % len(MARKERS)]
+        axes.plot(x, means, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=arm.name, zorder=3)
+        low = [best.mean - (best.deviation or 0.0) for _, best in points]
+        high = [best.mean + (best.deviation or 0.0) for _, best in points]
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+    axes.set_xlabel("parameters, % of the full network's, at most")
+    axes.set_ylabel(f"best {numbers.axis(quality, sweep.unit(quality))}")
+    seeds = max(len(arm.searches) for arm in sweep.arms)
+    axes.set_title(f"mean of {seeds} seeds, band: ± standard deviation" if seeds > 1 else "one run each", fontsize=10)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)

@@ -1,0 +1,52 @@
+"""Looks at a network before it is trained: nas-llm analyse importance compares what sorting does to sub-networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from nas_llm.analysis import Findings, Subject
+from nas_llm.config import build
+from nas_llm.lightning.quiet import quiet
+from nas_llm.models.loading import load_tokenizer
+from nas_llm.models.supernet import Supernet
+from nas_llm.run_directory import add_metrics
+from nas_llm.stages.search import device, untrained
+from nas_llm.stages.train import prepared_data
+
+
+def main(cfg: DictConfig) -> None:
+    """Run the analysis of `cfg.analysis`, print its table and write its figures to the run directory."""
+    if "analysis" not in cfg or not cfg.analysis:
+        raise ValueError("analysis is missing: name one, as nas-llm analyse importance")
+    with quiet():
+        findings: Findings = build(cfg.analysis)(subject(cfg))
+    add_metrics(Path(cfg.run_dir), findings.metrics)
+    print(findings.table)
+    print("\n".join(f"written: {path}" for path in findings.files))
+
+
+def subject(cfg: DictConfig) -> Subject:
+    """The network, the space and the data of the configuration."""
+    words = cfg.model.tokenizer_path or cfg.model.path
+    tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code)
+
+    made: list[Any] = []
+
+    def load() -> Supernet:
+        return untrained(cfg).to(device(cfg)).eval()
+
+    def data(supernet: Supernet) -> Any:
+        if not made:
+            made.append(prepared_data(cfg, tokenizer, supernet))
+        return made[0]
+
+    return Subject(
+        load=load,
+        space_of=lambda supernet: build(cfg.search_space, supernet=supernet),
+        data=data,
+        tokenizer=tokenizer,
+        run_dir=Path(cfg.run_dir),
+    )

@@ -1,0 +1,95 @@
+"""The report of a folder of runs: arms by what differs but the seed, best values by size, bands, hypervolumes."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from pathlib import Path
+
+import pytest
+import reporting_fixtures
+from reporting_fixtures import FULL, make_run
+
+from nas_llm import cli
+from nas_llm.reporting.sweep import Sweep, is_run, runs_below
+from nas_llm.reporting.sweep_report import write_sweep_report
+from nas_llm.run_directory import write_text
+from nas_llm.search.archive import TRUNCATION, read_archive
+
+ARMS = {"random": 0.1, "sandwich": 0.0}  # name -> what is added to every loss
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two arms of two seeds, as `nas-llm train -m sampler=random,sandwich seed=0,1` leaves them."""
+    path, job = tmp_path_factory.mktemp("sweep"), 0
+    measure = reporting_fixtures.measure
+    for arm, worse in ARMS.items():
+        for seed in (0, 1):
+            shift = worse + 0.01 * seed
+
+            def shifted(architecture, shift=shift):
+                values = measure(architecture)
+                return {**values, "loss": values["loss"] + shift}
+
+            reporting_fixtures.measure = shifted
+            try:
+                run = make_run(path / f"{job}-sampler-{arm}_seed-{seed}", evaluations=30, exports=False)
+            finally:
+                reporting_fixtures.measure = measure
+            lines = ["trainer.max_steps=9", f"sampler={arm}", f"seed={seed}"]
+            write_text(run / ".hydra" / "overrides.yaml", "".join(f"- {line}\n" for line in lines))
+            job += 1
+    return path
+
+
+def best_loss(run: Path, fraction: float) -> float:
+    """From the archive's lines alone."""
+    measured = [e for e in read_archive(run / "archive.jsonl") if e.source != TRUNCATION]
+    full = next(e for e in measured if e.architecture == FULL.largest()).objectives["params"]
+    return min(e.objectives["loss"] for e in measured if e.objectives["params"] <= fraction * full)
+
+
+def test_arms_are_what_differs_but_the_seed(folder):
+    sweep = Sweep.of(folder)
+    assert [arm.name for arm in sweep.arms] == list(ARMS)
+    assert [len(arm.searches) for arm in sweep.arms] == [2, 2]
+    assert not is_run(folder)
+    assert [is_run(run) for run in runs_below(folder)] == [True] * 4
+
+
+def test_means_and_deviations_are_those_of_the_archives(folder):
+    sweep = Sweep.of(folder)
+    for place, arm in enumerate(sweep.arms):
+        for fraction in (0.75, 0.5, 0.25):
+            values = [best_loss(run, fraction) for run in runs_below(folder)[2 * place : 2 * place + 2]]
+            spread = arm.best("loss", fraction)
+            assert spread.mean == pytest.approx(statistics.fmean(values))
+            assert spread.deviation == pytest.approx(statistics.stdev(values))
+    assert sweep.arms[0].best("loss", 0.0001) is None
+
+
+def test_the_better_arm_has_the_larger_hypervolume(folder):
+    sweep = Sweep.of(folder)
+    random, sandwich = (sweep.hypervolume(arm, "loss") for arm in sweep.arms)
+    assert random.mean + random.deviation < sandwich.mean
+
+
+def test_the_stage_prints_the_table_and_writes_the_files(folder, capsys):
+    assert cli.run(["report", f"run_dir={folder}"]) == 0
+    shown = capsys.readouterr().out
+    assert "sandwich" in shown
+    assert "±" in shown
+    assert (folder / "sweep.png").stat().st_size > 10_000
+    with (folder / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (half,) = [row for row in rows if row["arm"] == "random" and row["quality"] == "loss" and row["fraction"] == "0.5"]
+    assert float(half["mean"]) == Sweep.of(folder).arms[0].best("loss", 0.5).mean
+    assert cli.run(["report", f"run_dir={folder}"]) == 0, "what a report leaves makes the folder no run"
+
+
+def test_a_folder_without_runs_is_refused(tmp_path, capsys):
+    with pytest.raises(ValueError, match="holds no run"):
+        write_sweep_report(tmp_path)
+    assert cli.run(["report", f"run_dir={tmp_path}"]) == 2
+    assert "holds no run" in capsys.readouterr().err
