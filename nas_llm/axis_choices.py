@@ -1,11 +1,34 @@
-"""The choices of one axis of a search space: equally spaced defaults, and the refusal of impossible ones."""
+"""The choices of the axes of a search space: which axes vary, equally spaced defaults, the refusal of impossible ones.
+
+An axis that is not elastic stays whole, whatever the others do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+from nas_llm.architecture import Architecture
+
+AXES = ("hidden", "kv_groups", "heads_per_group", "head_dim", "ffn", "depth")
+UNSTATED = ("hidden", "kv_groups", "ffn", "depth")  # vary where `elastic` is not given
+_EVERY_FAMILY = ("ffn", "depth")  # can drop neurons and layers
+_EVEN = 2  # rotary pairs of a head stay together
+
+
+class Elastic(Protocol):
+    """What a space needs to know of a super-network."""
+
+    @property
+    def layer_order(self) -> tuple[int, ...]: ...  # most important first
+
+    @property
+    def elastic_axes(self) -> frozenset[str]: ...  # that the family can slice
+
+    def largest(self) -> Architecture: ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +51,95 @@ class AxisGrid:
         wanted = np.linspace(self.min_fraction * full, full, self.steps)[:-1]
         rounded = (max(1, round(float(size) / multiple_of)) * multiple_of for size in wanted)
         return sorted({size for size in rounded if size < full} | {full})
+
+
+@dataclass(frozen=True)
+class AxisChoices:
+    """The choices of every axis of a super-network; ``elastic`` names those that vary, None the usual ones and those
+    that choices are given for.
+
+    Raises:
+        ValueError: layers of several shapes, or ``elastic`` is empty, repeats an axis, or names one that is unknown or
+            that the family cannot slice.
+    """
+
+    supernet: Elastic
+    grid: AxisGrid
+    elastic: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        full = self.supernet.largest()
+        if not full.is_uniform or not full.layers:
+            raise ValueError("a search space needs a super-network whose layers all have the same shape")
+        if self.elastic is None:
+            return
+        allowed = [axis for axis in AXES if self._can_slice(axis)]
+        named = f"search_space.elastic=[{','.join(self.elastic)}]"
+        if unknown := [axis for axis in self.elastic if axis not in AXES]:
+            raise ValueError(f"{named}: there is no axis {unknown[0]}; allowed are {', '.join(allowed)}")
+        if rigid := [axis for axis in self.elastic if axis not in allowed]:
+            raise ValueError(f"{named}: this model family cannot slice {rigid[0]}; allowed are {', '.join(allowed)}")
+        if not self.elastic or len(set(self.elastic)) < len(self.elastic):
+            raise ValueError(f"{named}: name each axis that is to vary once, at least one; allowed are {allowed}")
+
+    @property
+    def full(self) -> dict[str, int]:
+        """The whole size of every axis."""
+        whole = self.supernet.largest()
+        shape = whole.layers[0]
+        sizes = (whole.hidden, shape.kv_groups, shape.heads_per_group, shape.head_dim, shape.ffn, whole.num_layers)
+        return dict(zip(AXES, sizes, strict=True))
+
+    def sizes(self, axis: str, given: Sequence[int] | None) -> tuple[int, ...]:
+        """Ascending sizes of an axis: those given, the defaults, or only the whole size.
+
+        Raises:
+            ValueError: impossible sizes, or sizes of an axis that does not vary.
+        """
+        full = self.full[axis]
+        if not self._varies(axis, axis, given):
+            return (full,)
+        multiple_of = {"hidden": self.grid.multiple_of, "ffn": self.grid.multiple_of, "head_dim": _EVEN}.get(axis, 1)
+        choices = checked(axis, given, full, self.grid.choices(full, multiple_of))
+        if not self._can_slice(axis) and choices != (full,):
+            raise ValueError(
+                f"search_space.{axis}={list(choices)}: this model family cannot slice {axis}; allowed is [{full}] "
+                f"(leave it out: search_space.{axis}=null)"
+            )
+        if axis == "head_dim" and any(size % _EVEN for size in choices):
+            raise ValueError(
+                f"search_space.head_dim={list(choices)}: head sizes must be even (rotary pairs stay together)"
+            )
+        return choices
+
+    def ffn_ratios(self, given: Sequence[float] | None, hidden: Sequence[int]) -> tuple[float, ...]:
+        """Ascending ratios of the FFN to the residual width, of which ``hidden`` are the choices.
+
+        Where the FFN does not vary, the one ratio gives its whole width at the smallest residual width already.
+
+        Raises:
+            ValueError: impossible ratios, or ratios of an FFN that does not vary.
+        """
+        width, full = self.full["ffn"], self.full["hidden"]
+        if not self._varies("ffn", "ffn_ratio", given):
+            return (width / hidden[0],)
+        if given is not None:
+            return checked_ratios(given, width / full)
+        return tuple(choice / full for choice in self.grid.choices(width, self.grid.multiple_of))
+
+    def _varies(self, axis: str, key: str, given: Sequence[float] | None) -> bool:
+        if self.elastic is None:
+            return given is not None or axis in UNSTATED
+        if given is not None and axis not in self.elastic:
+            both = ",".join([*self.elastic, axis])
+            raise ValueError(
+                f"search_space.{key}={list(given)} cannot take effect: {axis} stays whole in this space; let it vary, "
+                f"search_space.elastic=[{both}], or leave it out, search_space.{key}=null"
+            )
+        return axis in self.elastic
+
+    def _can_slice(self, axis: str) -> bool:
+        return axis in _EVERY_FAMILY or axis in self.supernet.elastic_axes
 
 
 def checked(axis: str, given: Sequence[int] | None, full: int, default: Sequence[int]) -> tuple[int, ...]:

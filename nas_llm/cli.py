@@ -92,11 +92,12 @@ def overview() -> str:
 
 def stage_help(stage: str) -> str:
     """The text of `nas-llm STAGE --help`: the groups and their options, and the overrides people need most."""
-    from nas_llm.config_errors import groups, options
+    from nas_llm.config_errors import groups, inner_groups, options
 
     folder = config_dir()
-    width = max(map(len, groups(folder)), default=0)
-    listed = "\n".join(f"  {group + '=':<{width + 1}}  {', '.join(options(folder, group))}" for group in groups(folder))
+    names = sorted([*groups(folder), *inner_groups(folder)])
+    width = max(map(len, names), default=0)
+    listed = "\n".join(f"  {group + '=':<{width + 1}}  {', '.join(options(folder, group))}" for group in names)
     wide = max(len(override) for override, _ in COMMON)
     common = "\n".join(f"  {override:<{wide}}  {meaning}" for override, meaning in COMMON)
     return (

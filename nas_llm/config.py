@@ -28,7 +28,7 @@ RUNTIME: Mapping[str, frozenset[str]] = {
     "importance": frozenset({"supernet", "space"}),
     "sampler": frozenset({"supernet", "space"}),
     "objectives": frozenset({"supernet", "space", "batches", "tokenizer"}),
-    "search": frozenset({"space", "directions"}),
+    "search": frozenset({"space", "directions", "num_parameters"}),
     "training": frozenset(
         {"supernet", "space", "sampler", "distillation", "optimizer", "scheduler", "hidden_matching"}
     ),

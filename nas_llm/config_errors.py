@@ -1,5 +1,6 @@
 """What Hydra and OmegaConf raise, as one line: the key, the value, what is allowed, and the override that mends it."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,9 +35,14 @@ def unknown(what: str, name: str, candidates: Iterable[str], *, prefix: str = ""
     return f"{what}:{meant} Known are {', '.join(names)}"
 
 
+EXPERIMENT = "experiment"
+
+
 def options(folder: Path, group: str) -> list[str]:
-    """The options of a group, found by listing its folder."""
-    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
+    """The options of a group, found by listing its folder; experiments may lie in folders, as ablation/arm."""
+    place = folder / group
+    found = place.rglob("*.yaml") if group == EXPERIMENT else place.glob("*.yaml")
+    return sorted(str(path.relative_to(place).with_suffix("")) for path in found)
 
 
 def one_line(error: BaseException, overrides: Sequence[str], folder: Path) -> str:
@@ -51,6 +57,10 @@ def one_line(error: BaseException, overrides: Sequence[str], folder: Path) -> st
         return _missing_option(error, folder)
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         return f"{_instantiated(error)}{flat(error.__cause__)}"
+    if inner := re.match(r"Could not override '(\w+)/(\w+)'", str(error)):
+        group, name = inner.groups()
+        given = _given(f"{group}/{name}", overrides)
+        return f"{given} cannot take effect: the chosen {group} takes no {name}; choose another with {group}=..."
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: write key=value, and quote special characters: key='\"a, b=c\"'"
     if isinstance(error, MissingMandatoryValue):
@@ -84,19 +94,31 @@ def groups(folder: Path) -> list[str]:
     return sorted(name for name in found if name != "hydra")
 
 
+def inner_groups(folder: Path) -> list[str]:
+    """The groups inside a group, as search/initial."""
+    outer = [folder / group for group in groups(folder) if group != EXPERIMENT]
+    found = (inner for group in outer for inner in group.iterdir() if inner.is_dir())
+    return sorted(f"{inner.parent.name}/{inner.name}" for inner in found)
+
+
 def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder: Path) -> str:
     parent, _, name = str(cause.full_key or cause.key).rpartition(".")
     prefix = f"{parent}." if parent else ""
     known = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
     if not parent:
         known = sorted({*known, *groups(folder)} - {"hydra"})
-    given = next((text for text in overrides if text.split("=")[0] == prefix + name), prefix + name)
+    given = _given(prefix + name, overrides)
     elsewhere = [key for key in _leaves(cause.parent_node) if key.rpartition(".")[2] == name]
     if elsewhere:
         return f"{given} is not known: did you mean {' or '.join(elsewhere)}?"
     if not known:
         return f"{given} cannot take effect: the chosen {parent} has no settings; choose another with {parent}=..."
     return unknown(f"{given} is not known", name, known, prefix=prefix)
+
+
+def _given(key: str, overrides: Sequence[str]) -> str:
+    """The override of `key` as the user wrote it."""
+    return next((text for text in overrides if text.split("=")[0] == key), key)
 
 
 def _leaves(node: DictConfig | None) -> list[str]:

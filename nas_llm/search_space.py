@@ -13,25 +13,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.axis_choices import AxisGrid, checked, checked_ratios
-
-
-class Elastic(Protocol):
-    """What a space needs to know of a super-network."""
-
-    @property
-    def layer_order(self) -> tuple[int, ...]: ...  # most important first
-
-    @property
-    def elastic_axes(self) -> frozenset[str]: ...  # that the family can slice
-
-    def largest(self) -> Architecture: ...
-
+from nas_llm.axis_choices import AxisChoices, AxisGrid, Elastic
 
 Kind = Literal["joint", "per_layer"]
 _AXES = ("hidden", "kv_groups", "heads_per_group", "head_dim")
@@ -72,26 +59,25 @@ class SearchSpace:
         min_fraction: float = 0.25,
         steps: int = 8,
         multiple_of: int = 8,
+        elastic: Sequence[str] | None = None,
     ) -> SearchSpace:
         """The joint space, uniform over layers.
 
         An axis left ``None`` gets at most ``steps`` choices, equally spaced between ``min_fraction`` of its full size
         and the full size, in multiples of ``multiple_of`` (groups and layers: of 1). ``heads_per_group`` and
         ``head_dim`` stay whole unless given. ``ffn_ratio`` is relative to the residual width of the sub-network;
-        widths are rounded to ``multiple_of``.
+        widths are rounded to ``multiple_of``. ``elastic`` names the axes that vary (hidden, kv_groups,
+        heads_per_group, head_dim, ffn, depth): the others stay whole, the FFN too where the residual width varies.
 
         Raises:
-            ValueError: an empty or impossible list of choices, or an axis that the family cannot slice.
+            ValueError: an empty or impossible list of choices, choices of an axis that is not elastic, or an axis that
+                the family cannot slice.
         """
-        axes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
         grid = AxisGrid(min_fraction, steps, multiple_of)
-        full = _uniform(supernet.largest())
-        width = full.layers[0].ffn
-        if ffn_ratio is None:
-            ratios = tuple(choice / full.hidden for choice in grid.choices(width, multiple_of))
-        else:
-            ratios = checked_ratios(ffn_ratio, width / full.hidden)
-        return cls._of(supernet, "joint", axes, ratios, depth, grid)
+        sizes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
+        axes = AxisChoices(supernet, grid, elastic)
+        choices = {axis: axes.sizes(axis, given) for axis, given in {**sizes, "depth": depth}.items()}
+        return cls._of(axes, "joint", choices, axes.ffn_ratios(ffn_ratio, choices["hidden"]))
 
     @classmethod
     def per_layer(
@@ -107,88 +93,55 @@ class SearchSpace:
         min_fraction: float = 0.25,
         steps: int = 8,
         multiple_of: int = 8,
+        elastic: Sequence[str] | None = None,
     ) -> SearchSpace:
         """Heads and FFN width chosen for every layer, any subset of layers; residual width and head size are global.
 
         Defaults and errors as in :meth:`joint`; ``ffn`` lists widths.
         """
-        axes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
         grid = AxisGrid(min_fraction, steps, multiple_of)
-        width = _uniform(supernet.largest()).layers[0].ffn
-        widths = checked("ffn", ffn, width, grid.choices(width, multiple_of))
-        return cls._of(supernet, "per_layer", axes, widths, depth, grid)
+        sizes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
+        axes = AxisChoices(supernet, grid, elastic)
+        choices = {axis: axes.sizes(axis, given) for axis, given in {**sizes, "depth": depth}.items()}
+        return cls._of(axes, "per_layer", choices, axes.sizes("ffn", ffn))
 
     @classmethod
     def _of(
-        cls,
-        supernet: Elastic,
-        kind: Kind,
-        axes: Mapping[str, Sequence[int] | None],
-        ffn: tuple[float, ...],
-        depth: Sequence[int] | None,
-        grid: AxisGrid,
+        cls, axes: AxisChoices, kind: Kind, choices: Mapping[str, tuple[int, ...]], ffn: tuple[float, ...]
     ) -> SearchSpace:
-        full = _uniform(supernet.largest())
-        shape = full.layers[0]
-        defaults = {
-            "hidden": grid.choices(full.hidden, grid.multiple_of),
-            "kv_groups": grid.choices(shape.kv_groups, 1),
-            "heads_per_group": [shape.heads_per_group],
-            "head_dim": [shape.head_dim],
-        }
-        space = cls(
-            kind=kind,
-            **{axis: checked(axis, given, defaults[axis][-1], defaults[axis]) for axis, given in axes.items()},
-            ffn=ffn,
-            depth=checked("depth", depth, full.num_layers, grid.choices(full.num_layers, 1)),
-            layer_order=tuple(supernet.layer_order),
-            ffn_max=shape.ffn,
-            multiple_of=grid.multiple_of,
-        )
-        return space._refuse_static(supernet, full)
-
-    def _refuse_static(self, supernet: Elastic, full: Architecture) -> SearchSpace:
-        shape = full.layers[0]
-        sizes = dict(zip(_AXES, (full.hidden, *shape.shape[:3]), strict=True))
-        for axis, size in sizes.items():
-            choices = getattr(self, axis)
-            if axis not in supernet.elastic_axes and choices != (size,):
-                raise ValueError(
-                    f"search_space.{axis}={list(choices)}: this model family cannot slice {axis}; allowed is [{size}] "
-                    f"(leave it out: search_space.{axis}=null)"
-                )
-        if any(size % 2 for size in self.head_dim):
-            raise ValueError(
-                f"search_space.head_dim={list(self.head_dim)}: head sizes must be even (rotary pairs stay together)"
-            )
-        return self
+        order, width, multiple_of = axes.supernet.layer_order, axes.full["ffn"], axes.grid.multiple_of
+        return cls(kind, **choices, ffn=ffn, layer_order=tuple(order), ffn_max=width, multiple_of=multiple_of)
 
     # ---------------------------------------------------------------- points
 
     def largest(self) -> Architecture:
-        return self._extreme(-1)
+        return self.uniform({axis: count - 1 for axis, count in self.choice_counts.items()})
 
     def smallest(self) -> Architecture:
-        return self._extreme(0)
+        return self.uniform(dict.fromkeys(self.choice_counts, 0))
 
     def middle(self) -> Architecture:
         """The heuristic sub-network: the middle choice of every axis (of two the larger), the most important layers."""
-        return self._extreme(None)
+        return self.uniform({axis: count // 2 for axis, count in self.choice_counts.items()})
 
-    def _extreme(self, position: int | None) -> Architecture:
-        def pick(values: Sequence[Any]) -> Any:
-            return values[len(values) // 2 if position is None else position]
+    @property
+    def choice_counts(self) -> dict[str, int]:
+        """Number of choices by axis: hidden, head_dim, kv_groups, heads_per_group, ffn, depth."""
+        choices = (self.hidden, self.head_dim, self.kv_groups, self.heads_per_group, self.ffn, self.depth)
+        names = ("hidden", "head_dim", "kv_groups", "heads_per_group", "ffn", "depth")
+        return {name: len(values) for name, values in zip(names, choices, strict=True)}
 
-        hidden = pick(self.hidden)
+    def uniform(self, positions: Mapping[str, int]) -> Architecture:
+        """The same choice in every layer, the most important layers; ``positions`` index every axis's choices."""
+        hidden = self.hidden[positions["hidden"]]
         shape = (
-            pick(self.kv_groups),
-            pick(self.heads_per_group),
-            pick(self.head_dim),
-            self._ffn_width(pick(self.ffn), hidden),
+            self.kv_groups[positions["kv_groups"]],
+            self.heads_per_group[positions["heads_per_group"]],
+            self.head_dim[positions["head_dim"]],
+            self._ffn_width(self.ffn[positions["ffn"]], hidden),
         )
-        return Architecture(
-            hidden, tuple(LayerChoice(index, *shape) for index in self._most_important(pick(self.depth)))
-        )
+        kept = self._most_important(self.depth[positions["depth"]])
+        return Architecture(hidden, tuple(LayerChoice(index, *shape) for index in kept))
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """Uniform over the choices of every axis (paper 1, section 3.2: theta ~ Theta)."""
@@ -366,6 +319,8 @@ class SearchSpace:
     def _ffn_width(self, choice: float, hidden: int) -> int:
         if self.kind == "per_layer":
             return int(choice)
+        if choice * hidden >= self.ffn_max - 0.5:
+            return self.ffn_max
         width = max(1, round(choice * hidden / self.multiple_of)) * self.multiple_of
         if hidden == self.hidden[-1] and choice == self.ffn[-1]:
             width = round(choice * hidden)  # the full width need not be a multiple
@@ -377,12 +332,6 @@ class SearchSpace:
             _index("heads_per_group", self.heads_per_group, layer.heads_per_group),
             _index("ffn", widths, layer.ffn),
         ]
-
-
-def _uniform(full: Architecture) -> Architecture:
-    if not full.is_uniform or not full.layers:
-        raise ValueError("a search space needs a super-network whose layers all have the same shape")
-    return full
 
 
 def _index(axis: str, choices: Sequence[int], value: int) -> int:

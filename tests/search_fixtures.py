@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.search import GridSearch, HillClimbing, LocalSearch, RandomSearch, StratifiedSearch
+from nas_llm.search.rounds import RoundSearch
 from nas_llm.search_space import SearchSpace
 
 
@@ -44,3 +46,10 @@ def measure(architecture: Architecture) -> dict[str, float]:
 
 
 DIRECTIONS = {"params": "min", "loss": "min"}
+
+
+def other_searches(evaluations: int) -> list[RoundSearch]:
+    """One of every searcher beside NSGA-II."""
+    space = joint_space()
+    searches = [kind(space, DIRECTIONS, evaluations) for kind in (RandomSearch, GridSearch, LocalSearch, HillClimbing)]
+    return [*searches, StratifiedSearch(space, DIRECTIONS, evaluations, num_parameters=count, bins=4)]

@@ -10,12 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from nas_llm import overrides as text
 from nas_llm.config import RUNTIME, build, check, checkpoint_path, config_dir, locate
-from nas_llm.config_errors import CONFIG_ERRORS, groups, one_line, options
+from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, options
 from nas_llm.config_types import describe, fits
 from nas_llm.launch import checked
 
 OPTIONS = [(group, option) for group in groups(config_dir()) for option in options(config_dir(), group)]
 PARTNERS = {"sampler=standard": ["distillation=none"]}  # what an option cannot do without
+
+
+INNER = [(group, option) for group in inner_groups(config_dir()) for option in options(config_dir(), group)]
 
 
 def required(group: str, option: str) -> list[str]:
@@ -38,6 +41,25 @@ def test_every_option_composes_and_checks(group: str, option: str) -> None:
     choice = f"{group}=[{option}]" if group == "objectives" else f"{group}={option}"
     cfg = checked([choice, *required(group, option), *PARTNERS.get(choice, []), "stage=train"])
     assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize(("group", "option"), INNER, ids=[f"{group}={option}" for group, option in INNER])
+def test_every_inner_option_composes_and_checks(group: str, option: str) -> None:
+    outer, _, inner = group.partition("/")
+    takers = [name for name in options(config_dir(), outer) if inner in _text(outer, name)]
+    assert takers
+    for taker in takers:
+        cfg = checked([f"{outer}={taker}", f"{group}={option}", "stage=train"])
+        assert cfg[outer][inner]["_target_"]
+
+
+def _text(group: str, option: str) -> str:
+    """An option's defaults list and those it builds on."""
+    loaded = OmegaConf.load(config_dir() / group / f"{option}.yaml")
+    assert isinstance(loaded, DictConfig)
+    entries = list(loaded.get("defaults", []))
+    bases = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    return " ".join([str(entries), *(_text(group, base) for base in bases)])
 
 
 def test_the_groups_are_all_in_the_defaults_list() -> None:
@@ -87,6 +109,10 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("distillation.max_ratio=-1", "distillation.max_ratio=-1"),
         ("hidden_matching=mse hidden_matching.weight=0", "hidden_matching.weight=0"),
         ("hidden_matching.weight=2", "hidden_matching.weight=2 cannot take effect"),
+        ("search/initial=depth", "search/initial=depth is not known: did you mean search/initial=depth_only"),
+        ("search.initial.point=3", "search.initial"),
+        ("search_space=width_onl", "did you mean search_space=width_only"),
+        ("search_space.elastic=hidden", "search_space.elastic=hidden is not allowed: it must be a list of text"),
         ("ckpt_path=missing.ckpt", "ckpt_path=missing.ckpt: there is no missing.ckpt"),
         ("a=b=c", "'a=b=c' cannot be read: write key=value"),
         ("seed", "'seed' cannot be read: write key=value"),
@@ -117,6 +143,17 @@ def test_ways_of_teaching_that_take_effect_are_let_through(overrides: list[str])
 
 def test_a_setting_of_an_option_without_settings_cannot_take_effect() -> None:
     assert refusal(["search=none", "search.evaluation=4"]).startswith("search.evaluation=4 cannot take effect")
+
+
+def test_starting_points_of_a_search_that_takes_none_cannot_take_effect() -> None:
+    line = refusal(["search=random", "search/initial=depth_only"])
+    assert line.startswith("search/initial=depth_only cannot take effect: the chosen search takes no initial; choose")
+
+
+def test_impossible_starting_points_are_refused_before_anything_is_loaded() -> None:
+    line = refusal(["search/initial=importance_order", "search.initial.points=1"])
+    assert line.startswith("search.initial.points=1: allowed is 2 or more")
+    assert "search.initial.bins=0" in refusal(["search/initial=calibrated_grid", "search.initial.bins=0"])
 
 
 @dataclass(frozen=True)
@@ -228,6 +265,9 @@ def test_new_overrides_win_and_a_new_option_drops_the_old_ones_settings() -> Non
     new = ["sampler=random", "search=nsga2", "seed=2", "name=x"]
     merged = text.merge(old, new, groups(config_dir()))
     assert merged == ["search.evaluations=9", "+data.more=2", "sampler=random", "search=nsga2", "seed=2", "name=x"]
+    inner = ["search/initial=depth_only", "search.evaluations=9", "seed=1"]
+    assert text.merge(inner, ["search=random"], groups(config_dir())) == ["seed=1", "search=random"]
+    assert text.merge(inner, ["search.seed=2"], groups(config_dir())) == [*inner, "search.seed=2"]
 
 
 def test_options_put_into_a_place_are_settings_of_that_place() -> None:

@@ -10,7 +10,7 @@ import pytest
 import nas_llm
 
 PACKAGE = Path(nas_llm.__file__).parent
-VALUES = {"architecture", "search_space"}
+VALUES = {"architecture", "search_space", "parameter_bins"}
 FILES = {"run_directory", "provenance"}
 MIDDLE = {
     "importance",
@@ -25,8 +25,9 @@ MIDDLE = {
 }
 ALLOWED: dict[str, set[str]] = {
     "architecture": set(),
-    "axis_choices": set(),
+    "axis_choices": {"architecture"},
     "search_space": {"architecture", "axis_choices"},
+    "parameter_bins": {"architecture", "search_space"},
     "run_directory": set(),
     "provenance": {"run_directory"},
     "schedules": set(),

@@ -129,6 +129,38 @@ def test_lines_connect_only_what_is_non_dominated_in_the_plane(uneven):
         assert line == sorted(best)
 
 
+def test_the_progress_of_every_search_is_drawn_beside_the_front(tmp_path):
+    run_dir = make_run(tmp_path, evaluations=24, exports=False)
+    facts = json.loads((run_dir / "search.json").read_text())
+    one = (RunFiles(run_dir).search.progress, write_report(run_dir).read_text())
+    alone = Image.open(run_dir / "search_progress.png").tobytes()
+    facts["hypervolume"]["curves"]["random"] = [[1, 0.1], [10, 0.2 + facts["hypervolume"]["heuristic"]], [40, 1.02]]
+    write_json(run_dir / "search.json", facts)
+    two = (RunFiles(run_dir).search.progress, write_report(run_dir).read_text())
+    assert [list(progress.curves) for progress, _ in (one, two)] == [["nsga2"], ["nsga2", "random"]]
+    assert (one[0].evaluations, two[0].evaluations) == (24, 40)
+    for progress, page in (one, two):
+        low, high = progress.span()
+        assert low < progress.heuristic < high
+        chart = next(c for c in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if "architectures asked for" in c)
+        lines = ElementTree.fromstring(chart).findall("polyline")
+        assert len([line for line in lines if line.get("class") == "heuristic"]) == 1
+        assert len([line for line in lines if line.get("class").startswith("curve")]) == len(progress.curves)
+        heights = [float(y) for line in lines for _, y in (p.split(",") for p in line.get("points").split())]
+        assert all(0 <= y <= 420 for y in heights)
+    assert "Random search 1.020" in two[1]
+    assert Image.open(run_dir / "search_progress.png").tobytes() != alone
+
+
+def test_a_run_from_before_there_was_a_hypervolume_still_has_a_report(tmp_path):
+    run_dir = make_run(tmp_path, evaluations=24, exports=False)
+    facts = json.loads((run_dir / "search.json").read_text())
+    del facts["hypervolume"]
+    write_json(run_dir / "search.json", facts)
+    assert "hypervolume" not in write_report(run_dir).read_text()
+    assert not (run_dir / "search_progress.png").exists()
+
+
 class Page(HTMLParser):
     """Collects what a browser would fetch, the identifiers, and the texts."""
 

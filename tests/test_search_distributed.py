@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from search_fixtures import DIRECTIONS, joint_space, measure
+from search_fixtures import DIRECTIONS, joint_space, measure, other_searches
 
 from nas_llm.search import NSGA2, Archive, run_search
 
@@ -15,7 +15,7 @@ sys.path[:0] = [{tests!r}, {root!r}]
 rank = int(sys.argv[1])
 from torch import distributed
 distributed.init_process_group("gloo", init_method="file://{path}/store", rank=rank, world_size=2)
-from search_fixtures import DIRECTIONS, joint_space, measure
+from search_fixtures import DIRECTIONS, joint_space, measure, other_searches
 from nas_llm.search import NSGA2, open_archive, run_search
 mine = []
 def evaluate(architecture):
@@ -25,6 +25,9 @@ archive = open_archive("{path}/archive.jsonl")
 result = run_search(NSGA2(joint_space(), DIRECTIONS, evaluations=30, population=8), evaluate, archive)
 report = {{"mine": mine, "all": [e.id for e in archive.evaluations], "from_archive": result.from_archive}}
 open("{path}/" + sys.argv[1], "w").write(json.dumps(report))
+for search in other_searches(20):
+    archive = open_archive("{path}/" + search.name + ".jsonl")
+    run_search(search, measure, archive, progress=False)
 distributed.destroy_process_group()
 """
 
@@ -52,3 +55,7 @@ def test_two_ranks_divide_the_work_and_find_what_one_finds(tmp_path):
     assert not set(first["mine"]) & set(second["mine"])
     assert len(first["mine"]) + len(second["mine"]) == 19
     assert min(len(first["mine"]), len(second["mine"])) >= 8
+    for search in other_searches(20):
+        alone = Archive()
+        run_search(search, measure, alone, progress=False)
+        assert Archive(tmp_path / f"{search.name}.jsonl").evaluations == alone.evaluations

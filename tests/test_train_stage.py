@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -63,6 +64,16 @@ def test_the_run_directory_holds_everything(finished):
     archive = Archive(finished / "archive.jsonl")
     assert {evaluation.source for evaluation in archive.evaluations} >= {"nsga2", TRUNCATION}
     assert {evaluation.step for evaluation in archive.evaluations if evaluation.source == "nsga2"} == {6}
+
+
+def test_the_hypervolume_goes_to_the_loggers_and_the_report(finished):
+    with (finished / "logs" / "version_0" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["search/hypervolume"]]
+    written = json.loads((finished / "search.json").read_text())["hypervolume"]
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert float(rows[-1]["search/hypervolume"]) == pytest.approx(written["curves"]["nsga2"][-1][1])
+    assert (finished / "search_progress.png").stat().st_size > 0
+    assert "architectures asked for" in (finished / "report.html").read_text()
 
 
 def test_exports_load_with_the_stock_class(finished):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,7 +20,8 @@ _ABOUT = 0.05
 
 
 class ParetoSearch(Callback):
-    """Runs when fitting has ended, also where a resumed run had nothing left to train.
+    """Runs when fitting has ended, also where a resumed run had nothing left to train; the hypervolume goes to the
+    trainer's loggers.
 
     Args:
         run_dir: ``supernet/`` and what the search writes go there.
@@ -38,7 +41,15 @@ class ParetoSearch(Callback):
             supernet.save(self.run_dir / SUPERNET, tokenizer=self.tokenizer)
         trainer.strategy.barrier()
         if self.search is not None:
-            self.outcome = self.search(supernet, trainer.global_step)
+            self.outcome = self.search(supernet, trainer.global_step, partial(_log, trainer))
+            for logger in trainer.loggers:
+                logger.save()
+
+
+def _log(trainer: Trainer, metrics: Mapping[str, float], evaluations: int) -> None:
+    """To the run's loggers; the step of these metrics is the number of evaluations."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=evaluations)
 
 
 def to_export(front: Front, fractions: tuple[float, ...] = EXPORTED_FRACTIONS) -> list[Evaluation]:

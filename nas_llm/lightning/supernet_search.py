@@ -17,6 +17,7 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Objective, measure
 from nas_llm.run_directory import refuse_mismatch
 from nas_llm.search import Search, SearchOutcome, search_run_directory
+from nas_llm.search.directory import Log
 from nas_llm.search.pareto import COSTS
 from nas_llm.search.run import Evaluate
 
@@ -32,7 +33,8 @@ class SupernetSearch:
 
     Args:
         run_dir: where it is recorded.
-        search: asks for architectures of the super-network.
+        make_search: what asks for architectures, made when the search begins: it may start from some that depend on
+            the network as it then is.
         objectives: what is measured.
         batches: of the validation split, which the objectives were built with.
         untrained: loads the network as it was before sorting and training, for the truncation baseline; None leaves
@@ -43,15 +45,17 @@ class SupernetSearch:
     """
 
     run_dir: Path
-    search: Search
+    make_search: Callable[[], Search]
     objectives: Sequence[Objective]
     batches: Sequence[Batch] = field(repr=False)
     untrained: Callable[[], Supernet] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
-    def __call__(self, supernet: Supernet, step: int) -> SearchOutcome:
+    def __call__(self, supernet: Supernet, step: int, log: Log | None = None) -> SearchOutcome:
         """Search `supernet` as it is after optimizer step `step`, or continue from the archive. Collective over ranks.
+
+        `log` takes the hypervolume after every evaluation, on rank 0.
 
         Raises:
             ValueError: as `search_run_directory`, or the archive's values were measured in another way.
@@ -63,7 +67,7 @@ class SupernetSearch:
         )
         return search_run_directory(
             self.run_dir,
-            self.search,
+            self.make_search(),
             lambda architecture: measure(self.objectives, supernet, architecture),
             units={"params": "parameters", **{objective.name: objective.unit for objective in self.objectives}},
             full=supernet.largest(),
@@ -72,6 +76,7 @@ class SupernetSearch:
             untrained=None if self.untrained is None else lambda: self._baseline(supernet),
             step=step,
             progress=self.progress,
+            log=log,
         )
 
     def _baseline(self, supernet: Supernet) -> Evaluate:

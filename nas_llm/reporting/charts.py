@@ -1,14 +1,16 @@
 """The report's charts: the front, the training curves, and how a network is built layer by layer."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.reporting import numbers, svg
 from nas_llm.reporting.front_plot import in_plane, staircase, with_costs
-from nas_llm.reporting.run_files import Curve, RunFiles, Search, spreads_widely
+from nas_llm.reporting.run_files import Curve, Progress, RunFiles, Search, spreads_widely
 from nas_llm.search.archive import Evaluation
 
 BLOCK_WIDTH, GUTTER = 360.0, 36.0
+SEARCH_COLOURS = 6  # of the style sheet
 ROW, TALL, MANY = 8.0, 18.0, 16  # heights of a layer's row: small where there are many
 
 
@@ -38,6 +40,32 @@ def front_chart(run: RunFiles, search: Search, cost: str, quality: str) -> str:
     parts += [svg.circle(at(export.evaluation), x, y, "exported", 10) for export in run.exports]
     parts.append(svg.star(at(search.full), x, y, "full", title(search.full, "full network")))
     return svg.document(parts, f"Pareto front: {y_label} against {x_label}")
+
+
+def progress_chart(progress: Progress) -> str:
+    """The hypervolume over the evaluations of every search; the middle network's across."""
+    low, high = progress.span()
+    x = svg.Scale(0, progress.evaluations, svg.LEFT, svg.WIDTH - svg.RIGHT)
+    y = svg.Scale(low, high, svg.HEIGHT - svg.BOTTOM, svg.TOP)
+    parts = svg.frame(x, y, "architectures asked for", "hypervolume [part of the box]", numbers.tick)
+    level = progress.heuristic
+    parts.append(svg.line([(0, level), (progress.evaluations, level)], x, y, "heuristic"))
+    for place, (searcher, points) in enumerate(progress.curves.items()):
+        css = f"search-{place % SEARCH_COLOURS}"
+        parts.append(svg.line(_steps(points, low), x, y, f"curve {css}"))
+        parts.append(
+            svg.circle(points[-1], x, y, f"dot {css}", 4, f"{numbers.searcher(searcher)}: {points[-1][1]:.3f}")
+        )
+    return svg.document(parts, "Hypervolume over the architectures asked for")
+
+
+def _steps(points: Sequence[svg.Point], low: float) -> list[svg.Point]:
+    """Level until the next evaluation that raises it; from below the chart's edge straight up."""
+    stairs: list[svg.Point] = []
+    for (a, b), (following, _) in pairwise([*points, points[-1]]):
+        stairs += [(a, max(b, low)), (following, max(b, low))]
+    first = next((i for i, (_, b) in enumerate(stairs) if b > low), 0)
+    return [(stairs[first][0], low), *stairs[first:]]
 
 
 def curves_chart(curves: Sequence[Curve]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 from nas_llm.reporting import charts, importance_charts, numbers, tables
 from nas_llm.reporting.front_plot import plot_front
 from nas_llm.reporting.importance_plot import plot_scores
-from nas_llm.reporting.model_card import LOADERS, SEARCHERS, metric_rows, recipe
-from nas_llm.reporting.run_files import Export, RunFiles, Search
+from nas_llm.reporting.model_card import LOADERS, metric_rows, recipe
+from nas_llm.reporting.progress_plot import plot_progress
+from nas_llm.reporting.run_files import Export, Progress, RunFiles, Search
 from nas_llm.reporting.templates import render
 from nas_llm.run_directory import read_json, write_text
 from nas_llm.search_space import SearchSpace
@@ -18,8 +19,10 @@ HALF = 0.5
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html`, `pareto.png` and `pareto.csv` where the run was searched, and `importance_scores.png` where
-    it was sorted; returns the page's path.
+    """Write `report.html`; `importance_scores.png` where the run was sorted, and `pareto.png`, `pareto.csv` and
+    `search_progress.png` where it was searched.
+
+    Returns the page's path.
 
     Raises:
         ValueError: `run_dir` is no directory, or one of its files is damaged.
@@ -28,6 +31,8 @@ def write_report(run_dir: str | Path) -> Path:
     if run.search is not None:
         tables.write_csv(run, run.search)
         plot_front(run, run.search)
+        if run.search.progress is not None:
+            plot_progress(run, run.search.progress)
     if run.importance is not None:
         plot_scores(run, run.importance)
     path = run.path / HTML_FILE
@@ -44,6 +49,7 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "status": _status(run),
         "tiles": _tiles(run, search) if search else [],
         "front": _front(run, search) if search else None,
+        "progress": _progress(search.progress) if search and search.progress else None,
         "exports": [_export(run, search, export) for export in run.exports] if search else [],
         "importance": _importance(run),
         "curves": _curves(run),
@@ -104,6 +110,12 @@ def _front(run: RunFiles, search: Search) -> dict[str, Any]:
     }
 
 
+def _progress(progress: Progress) -> dict[str, Any]:
+    ends = [(numbers.searcher(name), points[-1][1]) for name, points in progress.curves.items()]
+    keys = [(f"search-{i % charts.SEARCH_COLOURS}", f"{name} {end:.3f}") for i, (name, end) in enumerate(ends)]
+    return {"chart": charts.progress_chart(progress), "searches": keys, "heuristic": f"{progress.heuristic:.3f}"}
+
+
 def _export(run: RunFiles, search: Search, export: Export) -> dict[str, Any]:
     quality = search.qualities[0]
     baseline = search.truncation.get(export.id)
@@ -152,7 +164,7 @@ def _search_facts(run: RunFiles, search: Search) -> dict[str, str]:
     facts, file = search.facts, run.path / "search_space.json"
     overhead = facts["search_overhead"]
     return {
-        "searcher": SEARCHERS.get(facts["searcher"], facts["searcher"]),
+        "searcher": numbers.searcher(facts["searcher"]),
         "objectives": ", ".join(f"{name} ({o['direction']}, {o['unit']})" for name, o in search.objectives.items()),
         "search space": f"{SearchSpace.from_dict(read_json(file)).size:,} architectures" if file.exists() else "",
         "asked for": f"{facts['evaluations']:,} architectures, {facts['from_archive']:,} of them known before",

@@ -19,7 +19,6 @@ LOADERS = {  # of models that the stock class can load, and of those it cannot
     False: 'import nas_llm\n\nmodel = nas_llm.from_pretrained("{path}")',
 }
 OWN_MODEL_TYPE = "nas_llm"
-SEARCHERS = {"nsga2": "NSGA-II"}
 
 
 def write_model_card(
@@ -89,7 +88,7 @@ def recipe(run: RunFiles) -> list[str]:
     if run.search is not None:
         *first, last = (numbers.label(name) for name in run.search.objectives)
         compared, facts = " and ".join(filter(None, [", ".join(first), last])), run.search.facts
-        searcher = SEARCHERS.get(facts["searcher"], facts["searcher"])
+        searcher = numbers.searcher(facts["searcher"])
         steps.append(f"{searcher} compared {facts['evaluations']:,} sub-networks by {compared}.")
     return steps
 

@@ -4,6 +4,14 @@ import math
 
 UNITS = {"params": "parameters"}  # of what is measured whether or not it is an objective
 LABELS = {"params": "parameters", "macs": "MACs", "latency": "latency"}
+SEARCHERS = {
+    "nsga2": "NSGA-II",
+    "random": "Random search",
+    "grid": "Grid search",
+    "local_search": "Pareto local search",
+    "hill_climbing": "Hill climbing",
+    "stratified": "Stratified random search",
+}
 COUNTS = ("params", "macs")
 SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
@@ -11,6 +19,11 @@ SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 def label(name: str) -> str:
     """An objective's name in a sentence or a table's head."""
     return LABELS.get(name, name.replace("_", " "))
+
+
+def searcher(name: str) -> str:
+    """A search's name in a sentence's beginning or a legend."""
+    return SEARCHERS.get(name, name)
 
 
 def axis(name: str, unit: str) -> str:

@@ -15,12 +15,33 @@ from typing import Any
 from nas_llm.reporting.importance_scores import Scores, read
 from nas_llm.run_directory import read_json, read_metrics
 from nas_llm.search.archive import TRUNCATION, Evaluation, read_archive
-from nas_llm.search.directory import ARCHIVE_FILE, SEARCH_FILE, first_layers
+from nas_llm.search.directory import ARCHIVE_FILE, HYPERVOLUME, SEARCH_FILE, first_layers
 from nas_llm.search.pareto import COSTS, pareto_front
 
 LOG_RATIO = 5.0  # values that spread further than this are drawn on a logarithmic axis
 SIZES = ("largest", "middle", "smallest")
 TRAINING = "training"  # the loss that training lowers, of the sampled networks where it is logged apart
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Hypervolumes of a run's searches: (evaluations, value) where one rose and at its end; the middle network's."""
+
+    curves: Mapping[str, tuple[tuple[float, float], ...]]  # by searcher
+    heuristic: float
+
+    @property
+    def evaluations(self) -> float:
+        return max(points[-1][0] for points in self.curves.values())
+
+    def span(self) -> tuple[float, float]:
+        """What is worth showing: from the middle network, or the curves once a tenth of them is over, to the best."""
+        early = self.evaluations / 10
+        begun = [max((y for x, y in points if x <= early), default=points[0][1]) for points in self.curves.values()]
+        low = min([self.heuristic, *begun])
+        high = max([self.heuristic, *(points[-1][1] for points in self.curves.values())])
+        air = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+        return low - air, high + air
 
 
 @dataclass(frozen=True)
@@ -33,6 +54,15 @@ class Search:
     dominated: tuple[Evaluation, ...]
     truncation: Mapping[str, Evaluation]
     facts: Mapping[str, Any]  # search.json
+
+    @property
+    def progress(self) -> Progress | None:
+        """None where no hypervolume could be measured."""
+        found = self.facts.get(HYPERVOLUME)
+        if found is None:
+            return None
+        curves = {name: tuple((x, y) for x, y in points) for name, points in found["curves"].items()}
+        return Progress(curves, found["heuristic"])
 
     @property
     def costs(self) -> list[str]:

@@ -9,12 +9,17 @@ from typing import Any, Literal, Protocol
 
 from nas_llm.architecture import Architecture
 from nas_llm.search.archive import Evaluation
+from nas_llm.search_space import SearchSpace
 
 Direction = Literal["min", "max"]
 
 
 class Search(Protocol):
     """Ask and tell over a search space. Built with the runtime arguments `space` and `directions`."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
 
     @property
     def directions(self) -> Mapping[str, Direction]:

@@ -59,7 +59,7 @@ def build_algorithm(
     upper = np.array(search.space.gene_sizes, dtype=np.int64) - 1
     problem = Problem(n_var=len(upper), n_obj=len(search.directions), xl=np.zeros_like(upper), xu=upper)
     algorithm = PymooNSGA2(
-        pop_size=search.population,
+        pop_size=search.generation_size,
         crossover=SBX(prob=search.crossover_probability, eta=search.crossover_eta),
         mutation=PM(prob=search.mutation_probability, eta=search.mutation_eta),
         repair=CanonicalGenomes(canonical),

@@ -87,6 +87,7 @@ def run_search(
     step: int = 0,
     progress: bool = True,
     ranks: Ranks | None = None,
+    observe: Callable[[Evaluation], None] | None = None,
 ) -> SearchResult:
     """Run `search` until it is done, with a progress bar.
 
@@ -97,6 +98,7 @@ def run_search(
         archive: as `open_archive` gives it; answers what was measured before at this `step`, and takes what is
             measured now.
         step: optimizer step of the super-network, written with each evaluation.
+        observe: called with each evaluation as it comes, in the order in which they were asked.
 
     Raises:
         ValueError: `evaluate` does not return all objectives, or the archive cannot be written.
@@ -116,6 +118,8 @@ def run_search(
                 told.append(evaluation)
                 result.from_archive += known
                 bar.update()
+                if observe is not None:
+                    observe(evaluation)
             with _timed(result, "search_seconds"):
                 search.tell(told)
             result.evaluations += told

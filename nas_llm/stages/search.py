@@ -1,5 +1,6 @@
 """Searches a finished run's super-network for its Pareto front, or continues a search from the run's archive."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +11,10 @@ from nas_llm.lightning.checkpoint import LAST, read_checkpoint
 from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
-from nas_llm.objectives import directions
+from nas_llm.objectives import Objective, directions
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import read_json, refuse_mismatch
-from nas_llm.search import Archive
+from nas_llm.search import Archive, Initial, Search
 from nas_llm.search.directory import ARCHIVE_FILE
 from nas_llm.search_space import SearchSpace
 
@@ -31,15 +32,34 @@ def main(cfg: DictConfig) -> None:
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
-    search = build(cfg.search, space=space, directions=directions(objectives))
-    if search is None:
+    maker = search_maker(cfg, supernet, space, objectives)
+    if maker is None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
     run = SupernetSearch(
-        run_dir, search, objectives, batches, untrained=lambda: untrained(cfg), settings=objective_settings(cfg)
+        run_dir, maker, objectives, batches, untrained=lambda: untrained(cfg), settings=objective_settings(cfg)
     )
     run(supernet, trained_steps(run_dir))
     print(front_table(run_dir))
     print(f"report: {write_report(run_dir)}")
+
+
+def search_maker(
+    cfg: DictConfig, supernet: Supernet, space: SearchSpace, objectives: Sequence[Objective]
+) -> Callable[[], Search] | None:
+    """Makes the search of the configuration, with the architectures that it starts from; None for `search=none`.
+
+    Raises:
+        ValueError: a setting of the search is impossible.
+    """
+    runtime = {"space": space, "directions": directions(objectives), "num_parameters": supernet.num_parameters}
+    if build(cfg.search, **runtime, initial=()) is None:
+        return None
+
+    def make() -> Search:
+        starts: Initial | None = build(cfg.search.get("initial"))
+        return build(cfg.search, **runtime, initial=() if starts is None else starts(supernet, space))
+
+    return make
 
 
 def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:

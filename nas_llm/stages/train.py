@@ -23,14 +23,13 @@ from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, sc
 from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
-from nas_llm.objectives import directions
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
-from nas_llm.stages.search import objective_settings, untrained
+from nas_llm.stages.search import objective_settings, search_maker, untrained
 
 
 def main(cfg: DictConfig) -> None:
@@ -151,12 +150,12 @@ def make_search(
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
-    search = build(cfg.search, space=space, directions=directions(objectives))
-    if search is None:
+    maker = search_maker(cfg, supernet, space, objectives)
+    if maker is None:
         return None
     settings = objective_settings(cfg)
     progress = cfg.trainer.enable_progress_bar
-    return SupernetSearch(run_dir, search, objectives, batches, lambda: untrained(cfg), settings, progress)
+    return SupernetSearch(run_dir, maker, objectives, batches, lambda: untrained(cfg), settings, progress)
 
 
 def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
