@@ -35,9 +35,14 @@ def unknown(what: str, name: str, candidates: Iterable[str], *, prefix: str = ""
     return f"{what}:{meant} Known are {', '.join(names)}"
 
 
+EXPERIMENT = "experiment"
+
+
 def options(folder: Path, group: str) -> list[str]:
-    """The options of a group, found by listing its folder."""
-    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
+    """The options of a group, found by listing its folder; experiments may lie in folders, as ablation/arm."""
+    place = folder / group
+    found = place.rglob("*.yaml") if group == EXPERIMENT else place.glob("*.yaml")
+    return sorted(str(path.relative_to(place).with_suffix("")) for path in found)
 
 
 def one_line(error: BaseException, overrides: Sequence[str], folder: Path) -> str:
@@ -90,10 +95,10 @@ def groups(folder: Path) -> list[str]:
 
 
 def inner_groups(folder: Path) -> list[str]:
-    """The groups inside a group that its options choose from in their defaults, as search/initial."""
-    found = (inner for group in groups(folder) for inner in (folder / group).iterdir() if inner.is_dir())
-    chosen = (inner for inner in found if any(f"- {inner.name}:" in f.read_text() for f in inner.parent.glob("*.yaml")))
-    return sorted(f"{inner.parent.name}/{inner.name}" for inner in chosen)
+    """The groups inside a group, as search/initial."""
+    outer = [folder / group for group in groups(folder) if group != EXPERIMENT]
+    found = (inner for group in outer for inner in group.iterdir() if inner.is_dir())
+    return sorted(f"{inner.parent.name}/{inner.name}" for inner in found)
 
 
 def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder: Path) -> str:

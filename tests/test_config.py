@@ -18,7 +18,8 @@ OPTIONS = [(group, option) for group in groups(config_dir()) for option in optio
 PARTNERS = {"sampler=standard": ["distillation=none"]}  # what an option cannot do without
 
 
-INNER = [(group, option) for group in inner_groups(config_dir()) for option in options(config_dir(), group)]
+INNER_GROUPS = inner_groups(config_dir())
+INNER = [(group, option) for group in INNER_GROUPS for option in options(config_dir(), group)]
 
 
 def required(group: str, option: str) -> list[str]:
@@ -93,10 +94,6 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("data=text", "data.path is required: add data.path="),
         ("search_space.hidden=big", "search_space.hidden=big is not allowed: it must be a list of a whole number"),
         ("sampler=standard", "distillation=ForwardKL cannot take effect with sampler=standard ... distillation=none"),
-        ("search/initial=depth", "search/initial=depth is not known: did you mean search/initial=depth_only"),
-        ("search.initial.point=3", "search.initial"),
-        ("search_space=width_onl", "did you mean search_space=width_only"),
-        ("search_space.elastic=hidden", "search_space.elastic=hidden is not allowed: it must be a list of text"),
         (
             "sampler=standard distillation=none hidden_matching=mse",
             "hidden_matching=HiddenMatching cannot take effect with sampler=standard ... hidden_matching=none",
@@ -113,6 +110,10 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("distillation.max_ratio=-1", "distillation.max_ratio=-1"),
         ("hidden_matching=mse hidden_matching.weight=0", "hidden_matching.weight=0"),
         ("hidden_matching.weight=2", "hidden_matching.weight=2 cannot take effect"),
+        ("search/initial=depth", "search/initial=depth is not known: did you mean search/initial=depth_only"),
+        ("search.initial.point=3", "search.initial"),
+        ("search_space=width_onl", "did you mean search_space=width_only"),
+        ("search_space.elastic=hidden", "search_space.elastic=hidden is not allowed: it must be a list of text"),
         ("ckpt_path=missing.ckpt", "ckpt_path=missing.ckpt: there is no missing.ckpt"),
         ("a=b=c", "'a=b=c' cannot be read: write key=value"),
         ("seed", "'seed' cannot be read: write key=value"),
@@ -265,6 +266,14 @@ def test_new_overrides_win_and_a_new_option_drops_the_old_ones_settings() -> Non
     new = ["sampler=random", "search=nsga2", "seed=2", "name=x"]
     merged = text.merge(old, new, groups(config_dir()))
     assert merged == ["search.evaluations=9", "+data.more=2", "sampler=random", "search=nsga2", "seed=2", "name=x"]
+    inner = ["search/initial=depth_only", "search.evaluations=9", "seed=1"]
+    assert text.merge(inner, ["search=random"], groups(config_dir())) == ["seed=1", "search=random"]
+    assert text.merge(inner, ["search.seed=2"], groups(config_dir())) == [*inner, "search.seed=2"]
+    chain, known = (
+        ["search/initial=importance_order", "search.initial.points=4"],
+        [*groups(config_dir()), *INNER_GROUPS],
+    )
+    assert text.merge(chain, ["search/initial=depth_only"], known) == ["search/initial=depth_only"]
 
 
 def test_options_put_into_a_place_are_settings_of_that_place() -> None:
@@ -276,10 +285,6 @@ def test_options_put_into_a_place_are_settings_of_that_place() -> None:
     assert text.merge(["+data.more=2"], ["data.more=3"], known) == ["data.more=3"]
     nested = ["sampler=calibrated", "sampler/candidates=uniform"]
     assert text.merge(nested, ["sampler=standard"], known) == ["sampler=standard"]
-    inner, known = ["search/initial=importance_order", "search.initial.points=4", "seed=1"], [*known, "search/initial"]
-    assert text.merge(inner, ["search=random"], known) == ["seed=1", "search=random"]
-    assert text.merge(inner, ["search/initial=depth_only"], known) == ["seed=1", "search/initial=depth_only"]
-    assert text.merge(inner, ["search.seed=2"], known) == [*inner, "search.seed=2"]
     checked([*placed, "importance.depth.method=loss", "stage=train"])
 
 

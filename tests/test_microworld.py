@@ -146,7 +146,7 @@ def test_splits_are_disjoint_and_fit(tokenizer):
     blocks = {split: [tuple(r["input_ids"].tolist()) for r in data.dataset(split)] for split in data.sizes}
     assert {split: len(found) for split, found in blocks.items()} == data.sizes
     assert len({block for found in blocks.values() for block in found}) == sum(data.sizes.values())
-    assert all(len(block) <= 128 and block[-1] == tokenizer.eos_token_id for b in blocks.values() for block in b)
+    assert all(len(block) <= 176 and block[-1] == tokenizer.eos_token_id for b in blocks.values() for block in b)
     batch = next(iter(data.train_dataloader()))
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
     held = set(lexicon(held_out=True).names["she"])

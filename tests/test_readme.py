@@ -67,11 +67,15 @@ def test_the_commands_run_on_a_real_model(shared_data, tmp_path, monkeypatch):
     small += ["data.calibration_size=4", "search_space.steps=3", "search.population=6", "trainer.accelerator=cpu"]
     ran = []
     for command in [command for command in COMMANDS if command[0] == "nas-llm"]:
-        overrides = [f"{key}={real[key]}" if (key := item.partition("=")[0]) in real else item for item in command[2:]]
-        if command[1] == "train":
-            overrides += small
-        assert cli.run([command[1], *overrides]) == 0, command
+        given = command[3:] if command[1] == "analyse" else command[2:]
+        overrides = [f"{key}={real[key]}" if (key := item.partition("=")[0]) in real else item for item in given]
+        if command[1] in ("train", "analyse"):
+            overrides += small if command[1] == "train" else [item for item in small if "search.pop" not in item]
+        if command[1] == "analyse":
+            overrides += ["analysis.subnetworks=4", "analysis.compare=[none,activation]"]
+        named = command[1:3] if command[1] == "analyse" else command[1:2]
+        assert cli.run([*named, *overrides]) == 0, command
         ran.append(command[1])
-    assert ran == ["train", "search", "evaluate", "export", "report"]
+    assert ran == ["train", "search", "evaluate", "export", "report", "analyse"]
     assert (tmp_path / "half" / "config.json").is_file()
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()

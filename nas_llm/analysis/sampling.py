@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from nas_llm.analysis.subject import Findings, Subject
 
+from nas_llm.analysis.subject import Findings, Subject
 from nas_llm.architecture import Architecture
 from nas_llm.lightning.sampling import recorded_importance, scoring_of, unprepared
 from nas_llm.reporting.numbers import count

@@ -19,8 +19,8 @@ HALF = 0.5
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html`; where the run was searched, `pareto.png`, `pareto.csv` and `search_progress.png`; where it
-    was sorted, `importance_scores.png`.
+    """Write `report.html`; `importance_scores.png` where the run was sorted, and `pareto.png`, `pareto.csv` and
+    `search_progress.png` where it was searched.
 
     Returns the page's path.
 

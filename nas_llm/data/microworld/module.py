@@ -36,7 +36,7 @@ class MicroworldData(SplitDataModule):
         tokenizer: PreTrainedTokenizerBase,
         *,
         format: Literal["narrative", "instruction", "mixed"] = "mixed",
-        sequence_length: int = 128,
+        sequence_length: int = 176,
         batch_size: int = 16,
         seed: int = 0,
         train_size: int = 2000,

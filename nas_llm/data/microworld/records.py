@@ -9,7 +9,6 @@ from nas_llm.data.microworld.world import FAMILIES, LARGEST_SIZE, Question, Stor
 from nas_llm.data.template import alpaca_prompt
 
 
-
 @dataclass(frozen=True)
 class Item:
     """One multiple-choice question: ``options[answer]`` continues ``context`` (each option starts with its space)."""

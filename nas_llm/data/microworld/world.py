@@ -194,9 +194,9 @@ def coreference(rng: Random, lexicon: Lexicon, size: int) -> Story:
 
 
 def counting(rng: Random, lexicon: Lexicon, size: int) -> Story:
-    """People hold several things each, called by their nouns alone; how many? Where there are most people, up to three
-    things, else up to four."""
-    names = people(rng, lexicon, rng.randint(2, max(2, size - 2)))
+    """Two or three people hold several things each, called by their nouns alone; how many? In the largest stories up to
+    three, in others up to four."""
+    names = people(rng, lexicon, rng.randint(2, min(3, max(2, size - 2))))
     most = 3 if size >= LARGEST_SIZE else 4
     counts = [rng.randint(1, most) for _ in names]
     things = [thing.split()[1] for thing in phrases(rng, lexicon.things, sum(counts))]
@@ -226,6 +226,7 @@ def negation(rng: Random, lexicon: Lexicon, size: int) -> Story:
 
 def transfer(rng: Random, lexicon: Lexicon, size: int) -> Story:
     """Things go from hand to hand; who got a thing last has it."""
+    size = min(size, 5)
     names = people(rng, lexicon, rng.randint(2, max(2, size - 1)))
     things = phrases(rng, lexicon.things, rng.randint(1, max(1, size - 3)))
     has = {thing: rng.choice(names) for thing in things}
