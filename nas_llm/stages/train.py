@@ -27,6 +27,7 @@ from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
+from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
 from nas_llm.stages.search import objective_settings, search_maker, untrained
@@ -63,15 +64,6 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
     for node in (cfg.importance, cfg.distillation, cfg.hidden_matching, cfg.optimizer, cfg.scheduler):
         build(node)
-
-
-def prepared_data(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, supernet: Supernet) -> Any:
-    """The data module, set up; the model bounds the sequence length."""
-    positions = getattr(supernet.config, "max_position_embeddings", None)
-    data = build(cfg.data, tokenizer=tokenizer, model_max_length=positions)
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
