@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nas_llm.config import build
 from nas_llm.lightning.checkpoint import LAST, read_checkpoint
+from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
@@ -38,6 +39,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     maker = search_maker(cfg, supernet, space, objectives)
     if maker is None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
+    refuse_other_network(run_dir, cfg.model.path, untrained(cfg))  # the truncation baseline's, known after the search
     run = SupernetSearch(
         run_dir, maker, objectives, batches, untrained=lambda: untrained(cfg), settings=objective_settings(cfg)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nas_llm.config import build, checkpoint_path
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
-from nas_llm.lightning.identity import model_identity
+from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
 from nas_llm.lightning.pareto_search import ParetoSearch, to_export
 from nas_llm.lightning.preparation import sort_by_importance
@@ -43,11 +44,12 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     words = cfg.model.tokenizer_path or cfg.model.path
     tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code)
     supernet = untrained(cfg)
+    network = refuse_other_network(run_dir, cfg.model.path, supernet)
     refuse_early(cfg, supernet)
     data = prepared_data(cfg, tokenizer, supernet)
     trainer = make_trainer(cfg, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
-    refuse_mismatch(run_dir, identity(cfg, supernet, space, data))
+    refuse_mismatch(run_dir, identity(cfg, network, space, data))
     pareto = ParetoSearch(run_dir, tokenizer, make_search(cfg, supernet, space, data, tokenizer, run_dir))
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
     module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
@@ -95,10 +97,10 @@ def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, 
     return space
 
 
-def identity(cfg: DictConfig, supernet: Supernet, space: SearchSpace, data: Any) -> dict[str, Any]:
-    """What a resumed run must share with the one it continues."""
+def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, data: Any) -> dict[str, Any]:
+    """What a resumed run must share with the one it continues; `network` is what it was before it was sorted."""
     return {
-        "model": model_identity(supernet),
+        **network,
         "search_space": space.to_dict(),
         "data": data.fingerprint,
         "importance": OmegaConf.to_container(cfg.importance, resolve=True),
