@@ -54,8 +54,8 @@ def test_export_by_id_and_by_budget(finished, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "give one of"),
-        (["architecture=middle", "max_params=0.5"], "give one of"),
+        ([], "error: no sub-network was chosen: give one of"),
+        (["architecture=middle", "max_params=0.5"], "error: architecture=middle and max_params=0.5: give one of"),
         (["architecture=ffffffffffff"], "no such ids"),
         (["max_params=1e-6"], "smallest"),
         (["max_latency_ms=5"], "latency"),

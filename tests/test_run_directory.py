@@ -178,3 +178,6 @@ def test_git_state_names_the_commit_and_whether_files_differ(tmp_path: Path) -> 
     assert not state["dirty"]
     (tmp_path / "a").write_text("changed")
     assert provenance.git_state(tmp_path) == {**state, "dirty": True}
+    assert provenance.source_state(tmp_path / "a") == provenance.git_state(tmp_path)
+    (tmp_path / "installed.py").touch()  # as in a virtual environment inside of someone's repository
+    assert provenance.source_state(tmp_path / "installed.py") is None

@@ -36,7 +36,9 @@ def refuse_other_network(run_dir: Path, path: str, supernet: Supernet) -> dict[s
     found = {"model": model_identity(supernet), "weights": fingerprint(supernet)}
     recorded = recorded_fingerprints(run_dir)
     if any(recorded.get(key, value) != value for key, value in found.items()):
-        before, now = ({**_plain(values["model"]), "weights": values["weights"]} for values in (found | recorded, found))
+        before, now = (
+            {**_plain(values["model"]), "weights": values["weights"]} for values in (found | recorded, found)
+        )
         key = next(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
         raise ValueError(
             f"model.path={path} is another network than {run_dir} was started with, {key} {_short(now.get(key))} here "

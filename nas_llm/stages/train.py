@@ -163,8 +163,9 @@ def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedToke
         for evaluation in to_export(pareto.outcome.front)
     ]
     page = write_report(run_dir)
-    print(f"\n{front_table(run_dir)}\n\nexported:")
-    print("\n".join(f"  {path}" for path in exported))
+    print(f"\n{front_table(run_dir)}\n")
+    if exported:
+        print("exported:", *exported, sep="\n  ")
     print(f"report: {page}")
     print(f"Everything lies in {run_dir}; try next: {_command('evaluate', run_dir)}")
 
