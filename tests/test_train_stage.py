@@ -142,7 +142,7 @@ def test_resumed_with_the_original_as_teacher_equals_the_whole(base, tmp_path, c
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("search_space.steps=2", "search_space="),
+        ("search_space.steps=2", "search_space.hidden=[8, 32] differs from search_space.hidden=[8, 16, 24, 32]"),
         ("importance=magnitude", "importance="),
         ("data.seed=1", "data="),
     ],
@@ -153,6 +153,23 @@ def test_resuming_with_something_else_is_refused(finished, tmp_path, capsys, ove
     assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last", override]) == 2
     error = capsys.readouterr().err
     assert f"nas-llm: error: {named}" in error
+
+
+@pytest.mark.parametrize("stage", ["train ckpt_path=last", "train ckpt_path=last importance=none", "search"])
+@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 64}])
+def test_another_network_than_the_runs_is_refused(finished, base, tiny_tokenizer, tmp_path, capsys, stage, sizes):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(base / "model", **sizes))
+    model.save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = (run_dir / "fingerprints.json").read_bytes()
+    name, *settings = stage.split()
+    assert cli.run([name, f"run_dir={run_dir}", f"model.path={tmp_path / 'other'}", *settings]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    named = "hidden_size 64 here and 32 there" if sizes else "weights "
+    assert f"model.path={tmp_path / 'other'} is another network than {run_dir} was started with, {named}" in error
+    assert (run_dir / "fingerprints.json").read_bytes() == before
 
 
 def test_scores_of_an_earlier_run_of_the_same_model_are_used(finished, base, tmp_path):

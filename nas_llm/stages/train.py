@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nas_llm.config import build, checkpoint_path
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
-from nas_llm.lightning.identity import model_identity
+from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
 from nas_llm.lightning.pareto_search import ParetoSearch, to_export
 from nas_llm.lightning.preparation import sort_by_importance
@@ -27,6 +28,7 @@ from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
+from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
 from nas_llm.stages.search import objective_settings, search_maker, untrained
@@ -42,11 +44,12 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     words = cfg.model.tokenizer_path or cfg.model.path
     tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code)
     supernet = untrained(cfg)
+    network = refuse_other_network(run_dir, cfg.model.path, supernet)
     refuse_early(cfg, supernet)
     data = prepared_data(cfg, tokenizer, supernet)
     trainer = make_trainer(cfg, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
-    refuse_mismatch(run_dir, identity(cfg, supernet, space, data))
+    refuse_mismatch(run_dir, identity(cfg, network, space, data))
     pareto = ParetoSearch(run_dir, tokenizer, make_search(cfg, supernet, space, data, tokenizer, run_dir))
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
     module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
@@ -63,15 +66,6 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
     for node in (cfg.importance, cfg.distillation, cfg.hidden_matching, cfg.optimizer, cfg.scheduler):
         build(node)
-
-
-def prepared_data(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, supernet: Supernet) -> Any:
-    """The data module, set up; the model bounds the sequence length."""
-    positions = getattr(supernet.config, "max_position_embeddings", None)
-    data = build(cfg.data, tokenizer=tokenizer, model_max_length=positions)
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
@@ -103,10 +97,10 @@ def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, 
     return space
 
 
-def identity(cfg: DictConfig, supernet: Supernet, space: SearchSpace, data: Any) -> dict[str, Any]:
-    """What a resumed run must share with the one it continues."""
+def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, data: Any) -> dict[str, Any]:
+    """What a resumed run must share with the one it continues; `network` is what it was before it was sorted."""
     return {
-        "model": model_identity(supernet),
+        **network,
         "search_space": space.to_dict(),
         "data": data.fingerprint,
         "importance": OmegaConf.to_container(cfg.importance, resolve=True),
@@ -169,8 +163,9 @@ def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedToke
         for evaluation in to_export(pareto.outcome.front)
     ]
     page = write_report(run_dir)
-    print(f"\n{front_table(run_dir)}\n\nexported:")
-    print("\n".join(f"  {path}" for path in exported))
+    print(f"\n{front_table(run_dir)}\n")
+    if exported:
+        print("exported:", *exported, sep="\n  ")
     print(f"report: {page}")
     print(f"Everything lies in {run_dir}; try next: {_command('evaluate', run_dir)}")
 
