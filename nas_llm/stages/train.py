@@ -32,6 +32,9 @@ from nas_llm.stages.finished_run import SPACE
 from nas_llm.stages.search import objective_settings, search_maker, untrained
 
 
+VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
+
+
 def main(cfg: DictConfig) -> None:
     """Load, sort, train, search, export, report; with `ckpt_path` from where the run was left."""
     with quiet():
@@ -84,7 +87,17 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
+        val_check_interval=validation_interval(cfg),
     )
+
+
+def validation_interval(cfg: DictConfig) -> int | float | str | None:
+    """Batches between validations: as set, or so many that the last validation is at the end of a run of any length."""
+    trainer = cfg.trainer
+    if trainer.val_check_interval is not None or trainer.check_val_every_n_epoch is not None or trainer.max_steps < 1:
+        return trainer.val_check_interval
+    batches = int(trainer.max_steps * cfg.training.accumulate_grad_batches)
+    return batches // next(times for times in VALIDATIONS if batches % times == 0)
 
 
 def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, trainer: Trainer) -> SearchSpace:
