@@ -280,3 +280,25 @@ def test_a_grid_by_importance_needs_importance(base, tmp_path, capsys):
     assert cli.run(arguments(base, tmp_path / "run", *settings)) == 2
     assert "set importance=activation" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.batch_size=100000 data.calibration_size=0 importance=magnitude", "data.batch_size=100000"),
+        ("data.validation_size=0", "set data.validation_size above 0"),
+        ("search.evaluations=0 search.population=null", "search.evaluations=0"),
+        ("search.population=0", "search.population=0"),
+        ("optimizer.lr=-1", "optimizer.lr=-1: Invalid learning rate"),
+        ("trainer.max_steps=0", "trainer.max_steps=0: allowed is 1 or more"),
+        ("trainer.max_steps=-5", "trainer.max_steps=-5: allowed is 1 or more"),
+        ("+trainer.gradient_clip_val=0.5", "set training.gradient_clip_val=0.5 instead"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0 leaves nothing to measure"),
+    ],
+)
+def test_amounts_that_leave_nothing_to_do_leave_no_run_behind(base, tmp_path, capsys, override, says):
+    assert cli.run(arguments(base, tmp_path / "run", *override.split())) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1, error
+    assert says in error[0]
+    assert not (tmp_path / "run").exists()

@@ -198,7 +198,7 @@ def _parse(text: str, file: Path, key: str, first_line: int) -> Any:
         ) from error
     except RecursionError as error:
         raise ValueError(
-            f"{key}: {file}, from line {first_line}: nested too deeply to be read; a record is an object with named fields"
+            f"{key}: {file}, from line {first_line}: nested too deeply to be read; give plain records"
         ) from error
 
 
