@@ -240,7 +240,7 @@ def _first_difference(key: str, new: Any, recorded: Any) -> tuple[str, Any, Any]
 
 
 def refuse_outputs(run_dir: str | Path) -> None:
-    """Refuse to start a new run in a directory that holds an older one's results; forget a start that left none.
+    """Refuse to start a new run in a directory that holds an older one's results; changes nothing there.
 
     Raises:
         ValueError: `run_dir` holds checkpoints, a super-network, an archive or results.
@@ -251,9 +251,14 @@ def refuse_outputs(run_dir: str | Path) -> None:
             f"run_dir={run_dir} already holds a run ({', '.join(found)}): "
             "continue it with ckpt_path=last, or choose another run_dir="
         )
-    fingerprints = Path(run_dir) / FINGERPRINTS_FILE
-    if is_main_process() and fingerprints.exists():
-        fingerprints.unlink()
+
+
+def forget_start(run_dir: str | Path) -> None:
+    """Forget the fingerprints of a start that left no results, so that a new run may be another one.
+
+    Only for the process that holds the directory's lock: the start may be that of a run that is under way.
+    """
+    (Path(run_dir) / FINGERPRINTS_FILE).unlink(missing_ok=True)
 
 
 def _has_content(path: Path) -> bool:

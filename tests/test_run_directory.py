@@ -140,6 +140,7 @@ def test_a_new_run_does_not_mix_with_an_older_ones_results(tmp_path: Path) -> No
     (tmp_path / "checkpoints").mkdir()
     rd.refuse_mismatch(tmp_path, {"model": "of a start that failed"})
     rd.refuse_outputs(tmp_path)
+    rd.forget_start(tmp_path)
     rd.refuse_mismatch(tmp_path, {"model": "of the next one"})
     (tmp_path / "archive.jsonl").touch()
     with pytest.raises(ValueError, match=r"already holds a run \(archive.jsonl\).*ckpt_path=last"):

@@ -12,7 +12,8 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from nas_llm.config import build, checkpoint_path
+from nas_llm.config import build, checkpoint_path, config_dir
+from nas_llm.config_errors import options
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
@@ -33,6 +34,8 @@ from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
 from nas_llm.stages.search import objective_settings, search_maker, untrained
 
+VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
+
 
 def main(cfg: DictConfig) -> None:
     """Load, sort, train, search, export, report; with `ckpt_path` from where the run was left."""
@@ -47,6 +50,8 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     network = refuse_other_network(run_dir, cfg.model.path, supernet)
     refuse_early(cfg, supernet)
     data = prepared_data(cfg, tokenizer, supernet)
+    data.train_dataloader()  # refuses what leaves no batch
+    make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
     trainer = make_trainer(cfg, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
     refuse_mismatch(run_dir, identity(cfg, network, space, data))
@@ -64,8 +69,42 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     build(cfg.sampler, supernet=supernet, space=space)
     token = torch.zeros(1, supernet.config.vocab_size)
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
-    for node in (cfg.importance, cfg.distillation, cfg.hidden_matching, cfg.optimizer, cfg.scheduler):
+    for node in (cfg.importance, cfg.distillation, cfg.hidden_matching):
         build(node)
+    refuse_amounts(cfg)
+    refuse_rates(cfg)
+
+
+def refuse_rates(cfg: DictConfig) -> None:
+    """Make the optimizer and the scheduler once, for a parameter that nobody trains."""
+    try:
+        optimizer = build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        lr = f"optimizer.lr={cfg.optimizer.get('lr')}" if "learning rate" in str(error) else "optimizer"
+        allowed = "; set optimizer.lr to 0 or more" if "learning rate" in str(error) else ""
+        raise ValueError(f"{lr}: {error}{allowed}") from error
+    scheduler = build(cfg.scheduler)
+    if scheduler is not None:
+        scheduler(optimizer)
+
+
+def refuse_amounts(cfg: DictConfig) -> None:
+    """Numbers that Lightning would take, and that leave nothing to train on or to measure."""
+    trainer = cfg.trainer
+    if trainer.max_steps is not None and (trainer.max_steps == 0 or trainer.max_steps < -1):
+        raise ValueError(
+            f"trainer.max_steps={trainer.max_steps}: allowed is 1 or more optimizer steps, "
+            "or -1 to stop by trainer.max_epochs or trainer.max_time"
+        )
+    if trainer.get("gradient_clip_val") is not None:
+        raise ValueError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} cannot take effect: gradients are clipped once a "
+            f"step; set training.gradient_clip_val={trainer.gradient_clip_val} instead"
+        )
+    if trainer.limit_val_batches == 0:
+        raise ValueError(
+            "trainer.limit_val_batches=0 leaves nothing to measure the networks on: set 1 or more, or null for all"
+        )
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
@@ -78,7 +117,17 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
+        val_check_interval=validation_interval(cfg),
     )
+
+
+def validation_interval(cfg: DictConfig) -> int | float | str | None:
+    """Batches between validations: as set, or so many that the last validation is at the end of a run of any length."""
+    trainer = cfg.trainer
+    if trainer.val_check_interval is not None or trainer.check_val_every_n_epoch is not None or trainer.max_steps < 1:
+        return trainer.val_check_interval
+    batches = int(trainer.max_steps * cfg.training.accumulate_grad_batches)
+    return batches // next(times for times in VALIDATIONS if batches % times == 0)
 
 
 def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, trainer: Trainer) -> SearchSpace:
@@ -141,6 +190,9 @@ def make_search(
     run_dir: Path,
 ) -> SupernetSearch | None:
     """The search that follows training; None for `search=none`."""
+    if not cfg.objectives:
+        known = ", ".join(options(config_dir(), "objectives"))
+        raise ValueError(f"objectives=[]: at least one is needed, as objectives=[params,loss]; there are {known}")
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
