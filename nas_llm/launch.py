@@ -25,7 +25,15 @@ from nas_llm import provenance
 from nas_llm.config import CONFIG_NAME, check, config_dir
 from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups
 from nas_llm.reporting.sweep import runs_below
-from nas_llm.run_directory import create, is_main_process, locked, refuse_outputs, started, write_text
+from nas_llm.run_directory import (
+    create,
+    forget_start,
+    is_main_process,
+    locked,
+    refuse_outputs,
+    started,
+    write_text,
+)
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
 TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
@@ -103,7 +111,7 @@ def checked(overrides: Sequence[str]) -> DictConfig:
         with open_dict(cfg):
             del cfg["hydra"]
         cfg.run_dir = str(cfg.run_dir)  # its time is that of now, not of every look at it
-        if cfg.stage in TRAINING and cfg.ckpt_path is None and is_main_process():
+        if _starts_anew(cfg):
             refuse_outputs(cfg.run_dir)
         if cfg.stage not in FILES_ONLY:
             check(cfg)
@@ -118,7 +126,7 @@ def _run_stage(cfg: DictConfig) -> None:
     arguments = [cfg.stage, *task, text.assign("run_dir", Path(cfg.run_dir).absolute()), *_search_path()]
     with (
         _environment(arguments),
-        locked(cfg.run_dir),
+        _held(cfg),
         provenance.recorded(cfg.run_dir, stage=cfg.stage, argv=["nas-llm", *arguments], seed=cfg.seed),
     ):
         if cfg.stage not in FILES_ONLY:
@@ -133,6 +141,20 @@ def _run_stage(cfg: DictConfig) -> None:
                 if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
                     raise Interrupted(_resume_command(cfg, task)) from stop
                 raise
+
+
+@contextmanager
+def _held(cfg: DictConfig) -> Iterator[None]:
+    """The run directory's lock; what an earlier start left is looked at, and forgotten, only once it is held."""
+    with locked(cfg.run_dir):
+        if _starts_anew(cfg):
+            refuse_outputs(cfg.run_dir)
+            forget_start(cfg.run_dir)
+        yield
+
+
+def _starts_anew(cfg: DictConfig) -> bool:
+    return cfg.stage in TRAINING and cfg.ckpt_path is None and is_main_process()
 
 
 def _with_config_dir(overrides: Sequence[str], folder: str | None, flags: list[str]) -> list[str]:

@@ -80,6 +80,12 @@ def git_state(folder: str | Path) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(_output(["git", "-C", str(folder), "status", "--porcelain"]))}
 
 
+def source_state(file: Path) -> dict[str, Any] | None:
+    """`git_state` of the repository that tracks `file`; None where none does, as for an installed package."""
+    tracked = _output(["git", "-C", str(file.parent), "ls-files", "--error-unmatch", file.name])
+    return None if tracked is None else git_state(file.parent)
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory in GiB and graphics cards, read without loading torch."""
     gpus = _output(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])
@@ -95,12 +101,11 @@ def hardware() -> dict[str, Any]:
 
 
 def _surroundings() -> dict[str, Any]:
-    folder = Path.cwd()
     return {
         "started": _now(),
-        "cwd": str(folder),
+        "cwd": str(Path.cwd()),
         "versions": versions(),
-        "git": git_state(folder),
+        "git": source_state(Path(__file__).resolve()),
         "hardware": hardware(),
     }
 

@@ -212,21 +212,35 @@ def refuse_mismatch(run_dir: str | Path, fingerprints: Mapping[str, Any]) -> Non
     Raises:
         ValueError: one differs; the key and both values are named.
     """
-    path = Path(run_dir) / FINGERPRINTS_FILE
-    recorded = read_json(path) if path.exists() else {}
+    recorded = recorded_fingerprints(run_dir)
     new = json.loads(json.dumps(dict(fingerprints)))
     for key, value in new.items():
         if key in recorded and recorded[key] != value:
+            named, now, before = _first_difference(key, value, recorded[key])
             raise ValueError(
-                f"{key}={_short(value)} differs from {key}={_short(recorded[key])} that {run_dir} was started with: "
+                f"{named}={_short(now)} differs from {named}={_short(before)} that {run_dir} was started with: "
                 f"resume with the same {key}, or start a new run with another run_dir="
             )
     if is_main_process() and not new.keys() <= recorded.keys():
-        write_json(path, {**recorded, **new})
+        write_json(Path(run_dir) / FINGERPRINTS_FILE, {**recorded, **new})
+
+
+def recorded_fingerprints(run_dir: str | Path) -> dict[str, Any]:
+    """What the run was started with, as `refuse_mismatch` recorded it; empty before."""
+    path = Path(run_dir) / FINGERPRINTS_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def _first_difference(key: str, new: Any, recorded: Any) -> tuple[str, Any, Any]:
+    """The setting of a group that differs, with both values; the whole groups where they are of another kind."""
+    if not (isinstance(new, dict) and isinstance(recorded, dict)) or new.get("_target_") != recorded.get("_target_"):
+        return key, new, recorded
+    differing = next(name for name in [*new, *recorded] if new.get(name) != recorded.get(name))
+    return f"{key}.{differing}", new.get(differing), recorded.get(differing)
 
 
 def refuse_outputs(run_dir: str | Path) -> None:
-    """Refuse to start a new run in a directory that holds an older one's results; forget a start that left none.
+    """Refuse to start a new run in a directory that holds an older one's results; changes nothing there.
 
     Raises:
         ValueError: `run_dir` holds checkpoints, a super-network, an archive or results.
@@ -237,9 +251,14 @@ def refuse_outputs(run_dir: str | Path) -> None:
             f"run_dir={run_dir} already holds a run ({', '.join(found)}): "
             "continue it with ckpt_path=last, or choose another run_dir="
         )
-    fingerprints = Path(run_dir) / FINGERPRINTS_FILE
-    if is_main_process() and fingerprints.exists():
-        fingerprints.unlink()
+
+
+def forget_start(run_dir: str | Path) -> None:
+    """Forget the fingerprints of a start that left no results, so that a new run may be another one.
+
+    Only for the process that holds the directory's lock: the start may be that of a run that is under way.
+    """
+    (Path(run_dir) / FINGERPRINTS_FILE).unlink(missing_ok=True)
 
 
 def _has_content(path: Path) -> bool:

@@ -227,6 +227,16 @@ def test_a_directory_in_use_is_refused(nas: Nas, capsys: pytest.CaptureFixture[s
     assert not Path("a/.hydra").exists()
 
 
+def test_a_refused_second_process_changes_nothing_of_the_run_in_use(nas: Nas) -> None:
+    Path("a").mkdir()
+    Path("a/fingerprints.json").write_text('{"data": "of the run under way"}')
+    with locked("a"):
+        assert nas("train", "run_dir=a") == 2
+        assert Path("a/fingerprints.json").read_text() == '{"data": "of the run under way"}'
+    assert nas("train", "run_dir=a") == 0  # nobody holds it now, and it had come to nothing
+    assert not Path("a/fingerprints.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "code", "says"),
     [

@@ -155,3 +155,18 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     blocked = write(tmp_path, "file", "in the way")
     with pytest.raises(ValueError, match="data.cache_dir: cannot write .*; set data.cache_dir to a writable folder"):
         cached_records(lambda: TokenRecords.from_lists([[1]]), {}, str(blocked))
+
+
+def test_one_object_over_many_lines_is_valid_json_but_no_array(tmp_path):
+    file = tmp_path / "pretty.json"
+    file.write_text(json.dumps({"version": 1, "records": [{"text": "a"}]}, indent=2))
+    with pytest.raises(ValueError, match=r"pretty.json is an object, not an array of records .*'version', 'records'"):
+        list(open_source(str(file), "data.path").rows())
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+def test_deeply_nested_json_is_refused_by_name(tmp_path, name):
+    file = tmp_path / name
+    file.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match=rf"data.path: .*{name}, from line 1: nested too deeply"):
+        list(open_source(str(file), "data.path").rows())

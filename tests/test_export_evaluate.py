@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,8 +54,8 @@ def test_export_by_id_and_by_budget(finished, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "give one of"),
-        (["architecture=middle", "max_params=0.5"], "give one of"),
+        ([], "error: no sub-network was chosen: give one of"),
+        (["architecture=middle", "max_params=0.5"], "error: architecture=middle and max_params=0.5: give one of"),
         (["architecture=ffffffffffff"], "no such ids"),
         (["max_params=1e-6"], "smallest"),
         (["max_latency_ms=5"], "latency"),
@@ -87,6 +88,19 @@ def test_evaluate_measures_the_test_split(finished, capsys):  # noqa: F811
     assert exported <= {metric["architecture"] for metric in metrics}
     assert {metric["name"] for metric in metrics} >= {"params", "loss"}
     assert all(metric["samples"] == 2 and metric["unit"] for metric in metrics)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "search"])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [("seed=1", "error: data="), ("data.sequence_length=80", "error: data.sequence_length=80")],
+)
+def test_data_that_are_not_the_runs_are_refused(finished, tmp_path, capsys, stage, override, says):  # noqa: F811
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = (run_dir / "results.json").read_bytes()
+    assert cli.run([stage, f"run_dir={run_dir}", override]) == 2
+    assert says in capsys.readouterr().err
+    assert (run_dir / "results.json").read_bytes() == before
 
 
 def test_an_unfinished_run_is_named(tmp_path, capsys):

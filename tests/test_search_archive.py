@@ -131,3 +131,13 @@ def test_kill_9_while_writing_leaves_a_readable_archive(tmp_path):
     writer.wait()
     lines = path.read_bytes().count(b"\n")
     assert len(Archive(path).evaluations) == lines > 10
+
+
+def test_a_torn_line_inside_is_named_by_one_number(tmp_path, evaluations):
+    path = tmp_path / "archive.jsonl"
+    write(path, evaluations)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], lines[2][:30] + "\n", *lines[3:]]))
+    with pytest.raises(ValueError, match="line 3: not JSON") as refused:
+        Archive(path)
+    assert str(refused.value).count("line ") == 2  # line 3, and "remove that line"

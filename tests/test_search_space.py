@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -149,3 +150,9 @@ def test_foreign_points_are_refused(space):
         space.decode([99] * len(space.gene_sizes))
     with pytest.raises(ValueError, match="order of the super-network"):
         Architecture(8, (LayerChoice(1, 1, 1, 4, 16), LayerChoice(0, 1, 1, 4, 16)))
+
+
+def test_a_summary_counts_one_layer_as_one() -> None:
+    layer = LayerChoice(0, 2, 2, 8, 48)
+    assert "hidden 32, 1 layer, heads" in Architecture(32, (layer,)).summary()
+    assert "hidden 32, 2 layers, heads" in Architecture(32, (layer, replace(layer, index=1))).summary()

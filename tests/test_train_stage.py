@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nas_llm import cli
+from nas_llm.launch import checked
 from nas_llm.run_directory import read_json, write_text
 from nas_llm.search import TRUNCATION, Archive
+from nas_llm.stages.train import validation_interval
 
 TEXT = "The red fox ran to the old mill. It was cold and the river was wide. A bear sat near the door and slept. "
 
@@ -92,6 +95,26 @@ def test_the_last_lines_name_the_place_and_the_next_command(base, tmp_path, caps
     assert any("full network" in line for line in printed)
 
 
+def test_validation_is_at_the_end_of_a_run_shorter_than_an_epoch_and_in_the_report(base, tmp_path):
+    run_dir = tmp_path / "run"
+    command = [a for a in arguments(base, run_dir) if "val_check_interval" not in a]
+    assert cli.run([*command, "trainer.max_steps=2"]) == 0
+    with (run_dir / "logs" / "version_0" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/loss_largest"]]
+    assert [int(row["step"]) for row in rows] == [0, 1]  # as Lightning counts: after the first and the second
+    for network in ("largest", "middle", "smallest"):
+        for row in rows:
+            perplexity = math.exp(float(row[f"val/loss_{network}"]))
+            assert float(row[f"val/perplexity_{network}"]) == pytest.approx(perplexity, rel=1e-5)
+    assert "smallest, validation" in (run_dir / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("steps", "accumulated"), [(1, 1), (7, 1), (120, 1), (121, 3), (500, 2)])
+def test_the_default_interval_ends_with_the_run(steps, accumulated):
+    cfg = checked([f"trainer.max_steps={steps}", f"training.accumulate_grad_batches={accumulated}", "stage=train"])
+    assert steps * accumulated % validation_interval(cfg) == 0
+
+
 def test_resumed_from_the_middle_equals_the_whole(finished, base, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
@@ -142,7 +165,7 @@ def test_resumed_with_the_original_as_teacher_equals_the_whole(base, tmp_path, c
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("search_space.steps=2", "search_space="),
+        ("search_space.steps=2", "search_space.hidden=[8, 32] differs from search_space.hidden=[8, 16, 24, 32]"),
         ("importance=magnitude", "importance="),
         ("data.seed=1", "data="),
     ],
@@ -153,6 +176,23 @@ def test_resuming_with_something_else_is_refused(finished, tmp_path, capsys, ove
     assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last", override]) == 2
     error = capsys.readouterr().err
     assert f"nas-llm: error: {named}" in error
+
+
+@pytest.mark.parametrize("stage", ["train ckpt_path=last", "train ckpt_path=last importance=none", "search"])
+@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 64}])
+def test_another_network_than_the_runs_is_refused(finished, base, tiny_tokenizer, tmp_path, capsys, stage, sizes):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(base / "model", **sizes))
+    model.save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = (run_dir / "fingerprints.json").read_bytes()
+    name, *settings = stage.split()
+    assert cli.run([name, f"run_dir={run_dir}", f"model.path={tmp_path / 'other'}", *settings]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    named = "hidden_size 64 here and 32 there" if sizes else "weights "
+    assert f"model.path={tmp_path / 'other'} is another network than {run_dir} was started with, {named}" in error
+    assert (run_dir / "fingerprints.json").read_bytes() == before
 
 
 def test_scores_of_an_earlier_run_of_the_same_model_are_used(finished, base, tmp_path):
@@ -256,4 +296,26 @@ def test_a_grid_by_importance_needs_importance(base, tmp_path, capsys):
     settings = ["sampler=calibrated", "sampler.candidates.by=importance", "importance=none"]
     assert cli.run(arguments(base, tmp_path / "run", *settings)) == 2
     assert "set importance=activation" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.batch_size=100000 data.calibration_size=0 importance=magnitude", "data.batch_size=100000"),
+        ("data.validation_size=0", "set data.validation_size above 0"),
+        ("search.evaluations=0 search.population=null", "search.evaluations=0"),
+        ("search.population=0", "search.population=0"),
+        ("optimizer.lr=-1", "optimizer.lr=-1: Invalid learning rate"),
+        ("trainer.max_steps=0", "trainer.max_steps=0: allowed is 1 or more"),
+        ("trainer.max_steps=-5", "trainer.max_steps=-5: allowed is 1 or more"),
+        ("+trainer.gradient_clip_val=0.5", "set training.gradient_clip_val=0.5 instead"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0 leaves nothing to measure"),
+    ],
+)
+def test_amounts_that_leave_nothing_to_do_leave_no_run_behind(base, tmp_path, capsys, override, says):
+    assert cli.run(arguments(base, tmp_path / "run", *override.split())) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1, error
+    assert says in error[0]
     assert not (tmp_path / "run").exists()

@@ -135,10 +135,26 @@ def _text_rows(file: Path, key: str) -> Iterator[tuple[str, Row]]:
 def _json_rows(file: Path, key: str) -> Iterator[tuple[str, Row]]:
     text = _read_text(file, key)
     if not text.lstrip().startswith("["):  # many a .json file is in truth one record per line
+        _refuse_one_object(text, file, key)
         yield from _json_lines(text, file, key)
         return
     for number, row in enumerate(_parse(text, file, key, first_line=1), start=1):
         yield f"record {number}", _as_record(row, f"{key}: {file}, record {number}")
+
+
+def _refuse_one_object(text: str, file: Path, key: str) -> None:
+    """An object over several lines is valid JSON, so that none of its lines is to blame."""
+    if text.strip().count("\n") == 0:
+        return  # one record on one line
+    try:
+        whole = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return  # one record per line, or malformed: the line is named then
+    if isinstance(whole, dict):
+        raise ValueError(
+            f"{key}: {file} is an object, not an array of records (its fields: {', '.join(map(repr, whole))}); "
+            "put its records into [...], or write one record per line"
+        )
 
 
 def _jsonl_rows(file: Path, key: str) -> Iterator[tuple[str, Row]]:
@@ -179,6 +195,10 @@ def _parse(text: str, file: Path, key: str, first_line: int) -> Any:
         raise ValueError(
             f"{key}: {file}, line {line}, column {error.colno}: malformed JSON ({error.msg}); "
             f"a .json file is an array of records, a .jsonl file has one record per line"
+        ) from error
+    except RecursionError as error:
+        raise ValueError(
+            f"{key}: {file}, from line {first_line}: nested too deeply to be read; give plain records"
         ) from error
 
 

@@ -7,19 +7,17 @@ the weights that were scored.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from nas_llm.models.fingerprint import fingerprint
 from nas_llm.models.supernet import Supernet
 from nas_llm.run_directory import IMPORTANCE_FILE, atomic_path
 
 _MEND = f"name a run's {IMPORTANCE_FILE}, or score this network anew, as with importance=activation"
-SAMPLED = 4096  # weights of each tensor in the fingerprint
 
 
 def write_scores(scores: Mapping[str, Tensor], folder: Path, *, method: str, supernet: Supernet) -> None:
@@ -74,21 +72,6 @@ def identity(supernet: Supernet) -> dict[str, str]:
     shapes = [layer.shape for layer in full.layers]
     axes = {"hidden": full.hidden, "layers": shapes if len(set(shapes)) > 1 else [len(shapes), *shapes[0]]}
     return {"family": supernet.family, "axes": json.dumps(axes), "weights": fingerprint(supernet)}
-
-
-@torch.no_grad()
-def fingerprint(supernet: Supernet) -> str:
-    """16 hex digits of a hash of evenly spaced weights of every tensor.
-
-    In bfloat16, so that a network has the same one whether it was loaded in that precision or in float32.
-    """
-    digest = hashlib.sha256()
-    for name, weight in supernet.model.named_parameters():
-        flat = weight.detach().reshape(-1)
-        sampled = flat[:: max(1, flat.numel() // SAMPLED)].to("cpu", torch.bfloat16)
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(sampled.contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _read(path: Path, setting: str) -> tuple[dict[str, Tensor], dict[str, str]]:

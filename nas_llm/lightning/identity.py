@@ -3,17 +3,16 @@ refused."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from nas_llm.models.fingerprint import fingerprint
+from nas_llm.run_directory import recorded_fingerprints
 
 if TYPE_CHECKING:
     from nas_llm.models.supernet import Supernet
-
-_HASHED_NUMBERS = 1024  # of each weight: enough to know it again, at no cost for large models
 
 # Said by the loader or the file's place, not by the network.
 _INCIDENTAL = frozenset(
@@ -28,16 +27,32 @@ def model_identity(supernet: Supernet) -> dict[str, Any]:
     return json.loads(json.dumps(config, sort_keys=True, default=str))
 
 
+def refuse_other_network(run_dir: Path, path: str, supernet: Supernet) -> dict[str, Any]:
+    """What tells the network of ``model.path``, before it is sorted, from others; compared with the run's.
+
+    Raises:
+        ValueError: the run was started with another configuration, or with other weights of the same one.
+    """
+    found = {"model": model_identity(supernet), "weights": fingerprint(supernet)}
+    recorded = recorded_fingerprints(run_dir)
+    if any(recorded.get(key, value) != value for key, value in found.items()):
+        before, now = (
+            {**_plain(values["model"]), "weights": values["weights"]} for values in (found | recorded, found)
+        )
+        key = next(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
+        raise ValueError(
+            f"model.path={path} is another network than {run_dir} was started with, {key} {_short(now.get(key))} here "
+            f"and {_short(before.get(key))} there: set model.path to that network, or start a new run with another "
+            "run_dir="
+        )
+    return found
+
+
 def teacher_identity(frozen: Supernet | None) -> dict[str, Any]:
-    """Which teacher the checkpoint's steps had; a frozen one by a hash of evenly spaced numbers of its weights."""
+    """Which teacher the checkpoint's steps had; a frozen one by the fingerprint of its weights."""
     if frozen is None:
         return {"kind": "in_place"}
-    digest = hashlib.sha256()
-    for name, parameter in sorted(frozen.model.named_parameters()):
-        flat = parameter.detach().flatten()
-        some = flat[:: max(1, flat.numel() // _HASHED_NUMBERS)]
-        digest.update(name.encode() + some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return {"kind": "frozen", "weights": digest.hexdigest()[:16]}
+    return {"kind": "frozen", "weights": fingerprint(frozen)}
 
 
 def refuse_other(checkpoint: Mapping[str, Any], current: Mapping[str, Mapping[str, Any]]) -> None:

@@ -155,10 +155,15 @@ def _read(path: Path) -> tuple[list[Evaluation], int]:
             if number == len(lines):
                 break
             raise ValueError(
-                f"{path}, line {number}: {error}; remove that line to measure its architecture again"
+                f"{path}, line {number}: {_reason(error)}; remove that line to measure its architecture again"
             ) from error
         whole += len(line)
     return evaluations, whole
+
+
+def _reason(error: Exception) -> str:
+    """Without the line and column that a JSON error counts inside of the one line it was given."""
+    return f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _append_line(path: Path, line: str) -> None:

@@ -13,8 +13,8 @@ from nas_llm.lightning.quiet import quiet
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
 from nas_llm.run_directory import add_metrics
+from nas_llm.stages.data import prepared_data
 from nas_llm.stages.search import device, untrained
-from nas_llm.stages.train import prepared_data
 
 
 def main(cfg: DictConfig) -> None:

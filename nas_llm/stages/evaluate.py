@@ -13,6 +13,7 @@ from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
 from nas_llm.objectives import Objective, measure
 from nas_llm.run_directory import add_metrics
+from nas_llm.stages.data import recorded_data
 from nas_llm.stages.export import SUBNETS
 from nas_llm.stages.finished_run import FinishedRun
 from nas_llm.stages.search import load_supernet
@@ -30,9 +31,7 @@ def _main(cfg: DictConfig) -> None:
     run = FinishedRun(Path(cfg.run_dir))
     chosen = _chosen(run, cfg)
     supernet = load_supernet(run.run_dir, cfg)
-    data = build(cfg.data, tokenizer=run.tokenizer)
-    data.prepare_data()
-    data.setup()
+    data = recorded_data(cfg, run.tokenizer, supernet, run.run_dir)
     batches = list(data.test_dataloader())
     objectives: list[Objective] = [
         build(node, supernet=supernet, space=run.space, batches=batches, tokenizer=run.tokenizer)

@@ -8,33 +8,38 @@ from omegaconf import DictConfig, OmegaConf
 
 from nas_llm.config import build
 from nas_llm.lightning.checkpoint import LAST, read_checkpoint
+from nas_llm.lightning.identity import refuse_other_network
+from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Objective, directions
 from nas_llm.reporting import front_table, write_report
-from nas_llm.run_directory import read_json, refuse_mismatch
+from nas_llm.run_directory import read_json
 from nas_llm.search import Archive, Initial, Search
 from nas_llm.search.directory import ARCHIVE_FILE
 from nas_llm.search_space import SearchSpace
+from nas_llm.stages.data import recorded_data
 
 
 def main(cfg: DictConfig) -> None:
     """Run the search of `cfg` on the super-network in `run_dir`, write the front and print it."""
-    run_dir = Path(cfg.run_dir)
+    with quiet():
+        _main(cfg, Path(cfg.run_dir))
+
+
+def _main(cfg: DictConfig, run_dir: Path) -> None:
     supernet = load_supernet(run_dir, cfg)
     space = recorded_space(run_dir, cfg, supernet)
     tokenizer = load_tokenizer(run_dir / "supernet")
-    data = build(cfg.data, tokenizer=tokenizer)
-    data.prepare_data()
-    data.setup()
-    refuse_mismatch(run_dir, {"data": data.fingerprint})
+    data = recorded_data(cfg, tokenizer, supernet, run_dir)
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
     maker = search_maker(cfg, supernet, space, objectives)
     if maker is None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
+    refuse_other_network(run_dir, cfg.model.path, untrained(cfg))  # the truncation baseline's, known after the search
     run = SupernetSearch(
         run_dir, maker, objectives, batches, untrained=lambda: untrained(cfg), settings=objective_settings(cfg)
     )

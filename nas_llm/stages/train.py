@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from nas_llm.config import build, checkpoint_path
+from nas_llm.config import build, checkpoint_path, config_dir
+from nas_llm.config_errors import options
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
-from nas_llm.lightning.identity import model_identity
+from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
 from nas_llm.lightning.pareto_search import ParetoSearch, to_export
 from nas_llm.lightning.preparation import sort_by_importance
@@ -27,9 +29,12 @@ from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
+from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
 from nas_llm.stages.search import objective_settings, search_maker, untrained
+
+VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
 
 
 def main(cfg: DictConfig) -> None:
@@ -42,11 +47,14 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     words = cfg.model.tokenizer_path or cfg.model.path
     tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code)
     supernet = untrained(cfg)
+    network = refuse_other_network(run_dir, cfg.model.path, supernet)
     refuse_early(cfg, supernet)
     data = prepared_data(cfg, tokenizer, supernet)
+    data.train_dataloader()  # refuses what leaves no batch
+    make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
     trainer = make_trainer(cfg, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
-    refuse_mismatch(run_dir, identity(cfg, supernet, space, data))
+    refuse_mismatch(run_dir, identity(cfg, network, space, data))
     pareto = ParetoSearch(run_dir, tokenizer, make_search(cfg, supernet, space, data, tokenizer, run_dir))
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
     module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
@@ -61,17 +69,42 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     build(cfg.sampler, supernet=supernet, space=space)
     token = torch.zeros(1, supernet.config.vocab_size)
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
-    for node in (cfg.importance, cfg.distillation, cfg.hidden_matching, cfg.optimizer, cfg.scheduler):
+    for node in (cfg.importance, cfg.distillation, cfg.hidden_matching):
         build(node)
+    refuse_amounts(cfg)
+    refuse_rates(cfg)
 
 
-def prepared_data(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, supernet: Supernet) -> Any:
-    """The data module, set up; the model bounds the sequence length."""
-    positions = getattr(supernet.config, "max_position_embeddings", None)
-    data = build(cfg.data, tokenizer=tokenizer, model_max_length=positions)
-    data.prepare_data()
-    data.setup()
-    return data
+def refuse_rates(cfg: DictConfig) -> None:
+    """Make the optimizer and the scheduler once, for a parameter that nobody trains."""
+    try:
+        optimizer = build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        lr = f"optimizer.lr={cfg.optimizer.get('lr')}" if "learning rate" in str(error) else "optimizer"
+        allowed = "; set optimizer.lr to 0 or more" if "learning rate" in str(error) else ""
+        raise ValueError(f"{lr}: {error}{allowed}") from error
+    scheduler = build(cfg.scheduler)
+    if scheduler is not None:
+        scheduler(optimizer)
+
+
+def refuse_amounts(cfg: DictConfig) -> None:
+    """Numbers that Lightning would take, and that leave nothing to train on or to measure."""
+    trainer = cfg.trainer
+    if trainer.max_steps is not None and (trainer.max_steps == 0 or trainer.max_steps < -1):
+        raise ValueError(
+            f"trainer.max_steps={trainer.max_steps}: allowed is 1 or more optimizer steps, "
+            "or -1 to stop by trainer.max_epochs or trainer.max_time"
+        )
+    if trainer.get("gradient_clip_val") is not None:
+        raise ValueError(
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} cannot take effect: gradients are clipped once a "
+            f"step; set training.gradient_clip_val={trainer.gradient_clip_val} instead"
+        )
+    if trainer.limit_val_batches == 0:
+        raise ValueError(
+            "trainer.limit_val_batches=0 leaves nothing to measure the networks on: set 1 or more, or null for all"
+        )
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
@@ -84,7 +117,17 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
+        val_check_interval=validation_interval(cfg),
     )
+
+
+def validation_interval(cfg: DictConfig) -> int | float | str | None:
+    """Batches between validations: as set, or so many that the last validation is at the end of a run of any length."""
+    trainer = cfg.trainer
+    if trainer.val_check_interval is not None or trainer.check_val_every_n_epoch is not None or trainer.max_steps < 1:
+        return trainer.val_check_interval
+    batches = int(trainer.max_steps * cfg.training.accumulate_grad_batches)
+    return batches // next(times for times in VALIDATIONS if batches % times == 0)
 
 
 def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, trainer: Trainer) -> SearchSpace:
@@ -103,10 +146,10 @@ def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, 
     return space
 
 
-def identity(cfg: DictConfig, supernet: Supernet, space: SearchSpace, data: Any) -> dict[str, Any]:
-    """What a resumed run must share with the one it continues."""
+def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, data: Any) -> dict[str, Any]:
+    """What a resumed run must share with the one it continues; `network` is what it was before it was sorted."""
     return {
-        "model": model_identity(supernet),
+        **network,
         "search_space": space.to_dict(),
         "data": data.fingerprint,
         "importance": OmegaConf.to_container(cfg.importance, resolve=True),
@@ -147,6 +190,9 @@ def make_search(
     run_dir: Path,
 ) -> SupernetSearch | None:
     """The search that follows training; None for `search=none`."""
+    if not cfg.objectives:
+        known = ", ".join(options(config_dir(), "objectives"))
+        raise ValueError(f"objectives=[]: at least one is needed, as objectives=[params,loss]; there are {known}")
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
@@ -169,8 +215,9 @@ def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedToke
         for evaluation in to_export(pareto.outcome.front)
     ]
     page = write_report(run_dir)
-    print(f"\n{front_table(run_dir)}\n\nexported:")
-    print("\n".join(f"  {path}" for path in exported))
+    print(f"\n{front_table(run_dir)}\n")
+    if exported:
+        print("exported:", *exported, sep="\n  ")
     print(f"report: {page}")
     print(f"Everything lies in {run_dir}; try next: {_command('evaluate', run_dir)}")
 

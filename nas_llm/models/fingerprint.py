@@ -1,0 +1,28 @@
+"""Which weights a network has, in 16 hex digits."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from nas_llm.models.supernet import Supernet
+
+SAMPLED = 4096  # weights of each tensor in the fingerprint
+
+
+@torch.no_grad()
+def fingerprint(supernet: Supernet) -> str:
+    """16 hex digits of a hash of evenly spaced weights of every tensor, as they lie now.
+
+    In bfloat16, so that a network has the same one whether it was loaded in that precision or in float32.
+    """
+    digest = hashlib.sha256()
+    for name, weight in supernet.model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sampled = flat[:: max(1, flat.numel() // SAMPLED)].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(sampled.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
