@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,28 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nas_llm.models.order import FILE_NAME as AXES_ORDER
+
 MODEL_TYPE = "nas_llm"
 WEIGHTS = "model.safetensors"
+OWN_FILES = (  # patterns of what save_pretrained writes: the model, its card, a super-network's order, its tokenizer
+    "config.json",
+    "generation_config.json",
+    WEIGHTS,
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+    AXES_ORDER,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 
 
 def resolve(name_or_path: str | Path) -> str:
@@ -110,13 +131,10 @@ def save_pretrained(
     ``extra`` writes further files into the directory before it appears.
 
     Raises:
-        ValueError: ``path`` holds something else than a model.
+        ValueError: ``path`` holds anything else than what this function writes; it is replaced whole.
     """
     target = Path(path)
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise ValueError(f"{target} is not empty and holds no model; choose another directory")
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; choose another directory")
+    _refuse_to_replace(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
@@ -129,6 +147,21 @@ def save_pretrained(
         _swap(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_to_replace(target: Path) -> None:
+    """A directory is replaced whole: only one of which every file is of this writer's making may be."""
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; choose another directory: export.path=")
+    found = sorted(target.iterdir()) if target.is_dir() else []
+    if found and not (target / "config.json").is_file():
+        raise ValueError(f"{target} is not empty and holds no model; choose another directory: export.path=")
+    for file in found:
+        if file.is_dir() or not any(fnmatch(file.name, pattern) for pattern in OWN_FILES):
+            raise ValueError(
+                f"{target} holds {file.name}, which is no file of an exported model and would be deleted: "
+                "move it away, or choose another directory: export.path="
+            )
 
 
 def is_stock(model: PreTrainedModel) -> bool:
