@@ -300,18 +300,28 @@ _OPT_PROJECTED = replace(
 )
 
 
+def known_family(model_type: str) -> Family:
+    """The row of a model type.
+
+    Raises:
+        ValueError: there is none.
+    """
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise ValueError(
+            f"model family {model_type!r} is not known; known are {', '.join(sorted(FAMILIES))} "
+            "(docs/architecture.md says how to add one: a row in nas_llm/models/families.py)"
+        )
+    return family
+
+
 def family_of(config: PreTrainedConfig) -> Family:
     """The family of a configuration.
 
     Raises:
         ValueError: the family, or a structural option of it, is not in the table.
     """
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise ValueError(
-            f"model family {config.model_type!r} is not known; known are {', '.join(sorted(FAMILIES))} "
-            "(docs/architecture.md says how to add one: a row in nas_llm/models/families.py)"
-        )
+    family = known_family(config.model_type)
     for key, value in family.refused.items():
         if getattr(config, key) == value:
             raise ValueError(

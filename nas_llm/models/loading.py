@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,32 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nas_llm.architecture import Architecture
+from nas_llm.models.families import FAMILIES, family_of, known_family
+from nas_llm.models.order import FILE_NAME as AXES_ORDER
+
 MODEL_TYPE = "nas_llm"
 WEIGHTS = "model.safetensors"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+EMBEDDED = "microworld_llama, microworld_neox"
+OWN_FILES = (  # patterns of what save_pretrained writes: the model, its card, a super-network's order, its tokenizer
+    "config.json",
+    "generation_config.json",
+    WEIGHTS,
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+    AXES_ORDER,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 
 
 def resolve(name_or_path: str | Path) -> str:
@@ -55,45 +80,65 @@ def from_pretrained(
     ``dtype`` None keeps the precision of the file.
 
     Raises:
-        ValueError: neither a directory with a model nor loadable from the hub.
+        ValueError: neither a directory with a model nor loadable from the hub; a family that is not known; a
+            configuration or weights that are damaged, incomplete, or do not belong together; an unknown ``dtype``.
     """
     path = resolve(name_or_path)
-    config_file = Path(path) / "config.json"
-    if config_file.is_file() and json.loads(config_file.read_text()).get("model_type") == MODEL_TYPE:
-        return _load_cut(Path(path), dtype, attn_implementation)
-    _refuse_missing(path)
+    _refuse_missing(path, "model.path")
+    precision = _precision(dtype)
+    keys = _config_keys(path, "model.path")
+    if keys["model_type"] == MODEL_TYPE:
+        return _load_cut(Path(path), keys, precision, attn_implementation)
+    _refuse_family(path, keys["model_type"])
+    try:
+        family_of(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+    except (OSError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"model.path={path}: its config.json is not supported ({_one_line(error)})") from error
     optional = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "auto", trust_remote_code=trust_remote_code, **optional
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=precision,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in one line
+            **optional,
         )
     except OSError as error:
-        raise ValueError(_not_found(path)) from error
-    except SafetensorError as error:
+        raise ValueError(_not_found(path, "model.path")) from error
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"model.path={path}: a weights file is damaged ({_first_line(error)})") from error
+    _refuse_incomplete(path, sorted(found["missing_keys"]), sorted(name for name, *_ in found["mismatched_keys"]))
+    return model
 
 
-def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model.
+def load_tokenizer(
+    name_or_path: str | Path, *, trust_remote_code: bool = False, setting: str = "model.path"
+) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, or alone in a directory; errors name ``setting`` as the key it came from.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the model beside it is none that this program knows.
     """
     path = resolve(name_or_path)
     folder = Path(path)
-    _refuse_missing(path)
+    _refuse_missing(path, setting)
+    if (folder / "config.json").is_file():
+        model_type = _config_keys(path, setting)["model_type"]
+        if setting == "model.path" and model_type != MODEL_TYPE:
+            _refuse_family(path, model_type)
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab.*")):
         raise ValueError(
-            f"model.path={path}: no tokenizer in this directory (tokenizer.json and tokenizer_config.json); "
+            f"{setting}={path}: no tokenizer in this directory (tokenizer.json and tokenizer_config.json); "
             "copy it there or name one: model.tokenizer_path=<directory or hub name>"
         )
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         if not folder.is_dir() and not _has_config(path):
-            raise ValueError(_not_found(path)) from error
+            raise ValueError(_not_found(path, setting)) from error
         raise ValueError(
-            f"model.path={path}: its tokenizer does not load ({_first_line(error)}); "
+            f"{setting}={path}: its tokenizer does not load ({_first_line(error)}); "
             "name one: model.tokenizer_path=<directory or hub name>"
         ) from error
 
@@ -110,13 +155,10 @@ def save_pretrained(
     ``extra`` writes further files into the directory before it appears.
 
     Raises:
-        ValueError: ``path`` holds something else than a model.
+        ValueError: ``path`` holds anything else than what this function writes; it is replaced whole.
     """
     target = Path(path)
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise ValueError(f"{target} is not empty and holds no model; choose another directory")
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; choose another directory")
+    _refuse_to_replace(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
@@ -131,10 +173,23 @@ def save_pretrained(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _refuse_to_replace(target: Path) -> None:
+    """A directory is replaced whole: only one of which every file is of this writer's making may be."""
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; choose another directory: export.path=")
+    found = sorted(target.iterdir()) if target.is_dir() else []
+    if found and not (target / "config.json").is_file():
+        raise ValueError(f"{target} is not empty and holds no model; choose another directory: export.path=")
+    for file in found:
+        if file.is_dir() or not any(fnmatch(file.name, pattern) for pattern in OWN_FILES):
+            raise ValueError(
+                f"{target} holds {file.name}, which is no file of an exported model and would be deleted: "
+                "move it away, or choose another directory: export.path="
+            )
+
+
 def is_stock(model: PreTrainedModel) -> bool:
     """Whether the stock class, built from the model's own configuration, has the same weights and constants."""
-    from nas_llm.models.families import FAMILIES, family_of
-
     if getattr(model.config, "nas_llm", None) is None or model.config.model_type not in FAMILIES:
         return True
     try:
@@ -212,25 +267,43 @@ def _empty(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
         return model_class(config)
 
 
-def _load_cut(folder: Path, dtype: str | torch.dtype | None, attn_implementation: str | None) -> PreTrainedModel:
-    from nas_llm.architecture import Architecture
+def _load_cut(
+    folder: Path, keys: Mapping[str, Any], precision: str | torch.dtype, attn_implementation: str | None
+) -> PreTrainedModel:
     from nas_llm.models.supernet import Supernet
 
-    origin = json.loads((folder / "config.json").read_text())["nas_llm"]
-    config = base_config(origin)
-    if attn_implementation is not None:
-        config._attn_implementation = attn_implementation
-    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    small: Any = Supernet(_empty(model_class, config)).extract(Architecture.from_dict(origin["architecture"]))
-    _, unexpected = small.load_state_dict(load_file(folder / WEIGHTS), strict=False, assign=True)
+    try:
+        origin = keys["nas_llm"]
+        config, architecture = base_config(origin), Architecture.from_dict(origin["architecture"])
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
+        model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+        small: Any = Supernet(_empty(model_class, config)).extract(architecture)
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(
+            f"model.path={folder}: its config.json does not describe a sub-network ({_one_line(error)}); "
+            "export it again"
+        ) from error
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        raise ValueError(f"model.path={folder}: {WEIGHTS} is missing; export it again") from error
+    except SafetensorError as error:
+        raise ValueError(f"model.path={folder}: a weights file is damaged ({_first_line(error)})") from error
+    shapes = {name: weight.shape for name, weight in small.state_dict().items()}
+    other = [name for name, weight in weights.items() if name in shapes and weight.shape != shapes[name]]
+    _refuse_incomplete(str(folder), [], other)
+    _, unexpected = small.load_state_dict(weights, strict=False, assign=True)
     small.tie_weights()
-    left = [name for name, weight in small.named_parameters() if weight.is_meta]
-    if unexpected or left:
-        raise ValueError(f"{folder}: weights missing {left[:3]} or unknown {unexpected[:3]}; the directory is damaged")
+    _refuse_incomplete(str(folder), [name for name, weight in small.named_parameters() if weight.is_meta], [])
+    if unexpected:
+        raise ValueError(
+            f"model.path={folder}: {len(unexpected)} weights are unknown, first {unexpected[0]}; export it again"
+        )
     if (folder / "generation_config.json").is_file():
         small.generation_config = GenerationConfig.from_pretrained(folder)
-    if dtype not in (None, "auto"):
-        small = small.to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
+    if isinstance(precision, torch.dtype):
+        small = small.to(precision)
     return small.eval()
 
 
@@ -245,11 +318,60 @@ def _swap(folder: Path, target: Path) -> None:
     shutil.rmtree(before)
 
 
-def _refuse_missing(path: str) -> None:
+def _refuse_missing(path: str, setting: str) -> None:
     """A path that no hub name can look like is looked for on this machine alone."""
+    if not path:
+        raise ValueError(f"{setting}='': allowed are a directory, a hub name or an embedded model ({EMBEDDED})")
     looks_local = path.startswith(("/", ".", "~")) or path.count("/") != 1
     if looks_local and not Path(path).is_dir():
-        raise ValueError(_not_found(path))
+        raise ValueError(_not_found(path, setting))
+
+
+def _precision(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    """A precision of weights; "auto" is that of the file."""
+    if dtype is None or dtype == "auto":
+        return "auto"
+    found = getattr(torch, dtype) if isinstance(dtype, str) and dtype in DTYPES else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"model.dtype={dtype}: allowed are null, auto, {', '.join(DTYPES)}")
+    return found
+
+
+def _config_keys(path: str, setting: str) -> dict[str, Any]:
+    """What ``config.json`` says, as far as no library has judged it; a model type is there."""
+    file = Path(path) / "config.json"
+    try:
+        keys = json.loads(file.read_text()) if Path(path).is_dir() else PreTrainedConfig.get_config_dict(path)[0]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{setting}={path}: config.json is not JSON, line {error.lineno}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{setting}={path}: config.json is not UTF-8 text") from error
+    except OSError as error:
+        raise ValueError(_not_found(path, setting)) from error
+    if not isinstance(keys, dict) or not isinstance(keys.get("model_type"), str):
+        raise ValueError(f"{setting}={path}: config.json holds no model_type; is it that of a transformers model?")
+    return keys
+
+
+def _refuse_family(path: str, model_type: str) -> None:
+    try:
+        known_family(model_type)
+    except ValueError as error:
+        raise ValueError(f"model.path={path}: {error}") from error
+
+
+def _refuse_incomplete(path: str, missing: Sequence[str], other: Sequence[str]) -> None:
+    """Weights that are left out, or of another shape than the configuration says, would be random ones."""
+    if missing:
+        raise ValueError(
+            f"model.path={path}: {len(missing)} weights are missing, first {missing[0]}; "
+            "complete the directory, or mend its config.json"
+        )
+    if other:
+        raise ValueError(
+            f"model.path={path}: {len(other)} weights have another shape than config.json says, first {other[0]}; "
+            "the two do not belong together"
+        )
 
 
 def _has_config(path: str) -> bool:
@@ -260,14 +382,16 @@ def _has_config(path: str) -> bool:
     return True
 
 
-def _not_found(path: str) -> str:
+def _not_found(path: str, setting: str) -> str:
     if Path(path).is_dir():
-        return f"model.path={path}: the directory holds no loadable model (config.json and *.safetensors are needed)"
-    return (
-        f"model.path={path}: neither a local directory, nor an embedded model (microworld_llama, microworld_neox), "
-        "nor loadable from the hub"
-    )
+        return f"{setting}={path}: the directory holds no loadable model (config.json and *.safetensors are needed)"
+    return f"{setting}={path}: neither a local directory, nor an embedded model ({EMBEDDED}), nor loadable from the hub"
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:290]} ..."

@@ -31,7 +31,11 @@ def main(cfg: DictConfig) -> None:
 def subject(cfg: DictConfig) -> Subject:
     """The network, the space and the data of the configuration."""
     words = cfg.model.tokenizer_path or cfg.model.path
-    tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code)
+    tokenizer = load_tokenizer(
+        words,
+        trust_remote_code=cfg.model.trust_remote_code,
+        setting="model.tokenizer_path" if cfg.model.tokenizer_path else "model.path",
+    )
 
     made: list[Any] = []
 

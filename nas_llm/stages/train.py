@@ -45,7 +45,11 @@ def main(cfg: DictConfig) -> None:
 
 def _main(cfg: DictConfig, run_dir: Path) -> None:
     words = cfg.model.tokenizer_path or cfg.model.path
-    tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code)
+    tokenizer = load_tokenizer(
+        words,
+        trust_remote_code=cfg.model.trust_remote_code,
+        setting="model.tokenizer_path" if cfg.model.tokenizer_path else "model.path",
+    )
     supernet = untrained(cfg)
     network = refuse_other_network(run_dir, cfg.model.path, supernet)
     refuse_early(cfg, supernet)
