@@ -54,7 +54,7 @@ ALLOWED["importance"] |= {
 }  # the loss that it differentiates, and that a block's removal costs
 ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
-ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis"}
+ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors"}
 ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides", "reporting"}
 ALLOWED["cli"] = ALLOWED["launch"] | {"launch"}
 ALLOWED["__main__"] = {"cli"}

@@ -1,4 +1,4 @@
-"""Loading and saving: what is damaged, unknown or in the way is refused in one line, and nothing of the user's is lost."""
+"""Loading and saving: what is damaged, unknown or in the way is refused in one line; nothing of the user's is lost."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def refusal(path: Path | str, **settings: str) -> str:
     with pytest.raises(ValueError) as caught:
         from_pretrained(path, **settings)
     line = str(caught.value)
-    assert "\n" not in line and len(line) < 700
+    assert "\n" not in line
+    assert len(line) < 700
     return line
 
 
@@ -74,7 +75,8 @@ def test_a_configuration_of_more_layers_than_the_weights_is_refused(name: str, t
     edit(tmp_path, **keys)
     line = refusal(tmp_path)
     assert line.startswith(f"model.path={tmp_path}: ")
-    assert "weights are missing, first" in line and ".4." in line
+    assert "weights are missing, first" in line
+    assert ".4." in line
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

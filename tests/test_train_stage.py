@@ -222,6 +222,7 @@ def test_scores_that_cannot_be_had_are_one_line_and_leave_nothing(
     tiny_tokenizer.save_pretrained(tmp_path / "other")
     places = {"finished": finished / "importance.safetensors"}
     given = [f"model.path={tmp_path / 'other'}", *override.format(**places).split()]
+    capsys.readouterr()  # what saving the model printed
     assert cli.run(arguments(base, tmp_path / "run", *given)) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1

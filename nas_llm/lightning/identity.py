@@ -33,12 +33,11 @@ def refuse_other_network(run_dir: Path, path: str, supernet: Supernet) -> dict[s
     Raises:
         ValueError: the run was started with another configuration, or with other weights of the same one.
     """
-    found = {"model": model_identity(supernet), "weights": fingerprint(supernet)}
+    found: dict[str, Any] = {"model": model_identity(supernet), "weights": fingerprint(supernet)}
     recorded = recorded_fingerprints(run_dir)
     if any(recorded.get(key, value) != value for key, value in found.items()):
-        before, now = (
-            {**_plain(values["model"]), "weights": values["weights"]} for values in (found | recorded, found)
-        )
+        known: dict[str, Any] = {**found, **recorded}
+        before, now = ({**_plain(values["model"]), "weights": values["weights"]} for values in (known, found))
         key = next(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
         raise ValueError(
             f"model.path={path} is another network than {run_dir} was started with, {key} {_short(now.get(key))} here "

@@ -96,7 +96,7 @@ def from_pretrained(
         raise ValueError(f"model.path={path}: its config.json is not supported ({_one_line(error)})") from error
     optional = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=precision,
             trust_remote_code=trust_remote_code,
@@ -108,6 +108,7 @@ def from_pretrained(
         raise ValueError(_not_found(path, "model.path")) from error
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"model.path={path}: a weights file is damaged ({_first_line(error)})") from error
+    model, found = loaded
     _refuse_incomplete(path, sorted(found["missing_keys"]), sorted(name for name, *_ in found["mismatched_keys"]))
     return model
 
