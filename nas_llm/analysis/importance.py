@@ -22,7 +22,6 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import Loss
 from nas_llm.objectives.protocol import Batch
 from nas_llm.reporting.sorting_plot import COLUMNS, CSV_FILE, plot_sorting
-from nas_llm.reporting.tables import aligned
 from nas_llm.run_directory import write_text
 
 Importance = Callable[[Supernet, Any], dict[str, Tensor]]
@@ -155,4 +154,11 @@ def table(summaries: Sequence[Summary]) -> str:
         ]
         for summary in summaries
     ]
-    return aligned(head, body)
+    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [head, *body]
+    )
