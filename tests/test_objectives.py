@@ -10,7 +10,17 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nas_llm.models.supernet import Supernet
-from nas_llm.objectives import Latency, Loss, Macs, Params, Perplexity, directions, mean_token_loss, measure
+from nas_llm.objectives import (
+    Latency,
+    Loss,
+    Macs,
+    Params,
+    Perplexity,
+    TokenAccuracy,
+    directions,
+    mean_token_loss,
+    measure,
+)
 from nas_llm.search_space import SearchSpace
 
 CONF = Path(__file__).parent.parent / "conf" / "objectives"
@@ -75,6 +85,24 @@ def test_loss_is_token_weighted_and_perplexity_its_exponential(supernet, archite
         expected = loss_by_the_definition(supernet.extract(architecture).eval(), batches)
         assert Loss(batches)(supernet, architecture) == pytest.approx(expected, rel=1e-5)
         assert Perplexity(batches)(supernet, architecture) == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+def test_token_accuracy_counts_what_the_plain_model_says_greedily(supernet, architectures, batches):
+    found = []
+    for architecture in architectures:
+        model = supernet.extract(architecture).eval()
+        right = [
+            model(input_ids=batch["input_ids"][row : row + 1, : t + 1]).logits[0, -1].argmax().item() == label
+            for batch in batches
+            for row in range(len(batch["labels"]))
+            for t in range(batch["labels"].shape[1] - 1)
+            if (label := batch["labels"][row, t + 1].item()) != -100
+        ]
+        found.append(100 * sum(right) / len(right))
+        assert TokenAccuracy(batches)(supernet, architecture) == pytest.approx(found[-1])
+    assert max(found) > 0
+    with pytest.raises(ValueError, match="no labelled token"):
+        TokenAccuracy([batches[1]])(supernet, architectures[0])
 
 
 def test_loss_does_not_depend_on_how_the_batches_are_cut(supernet, architectures, batches):

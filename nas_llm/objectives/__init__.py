@@ -6,6 +6,7 @@ from nas_llm.objectives.macs import Macs
 from nas_llm.objectives.params import Params
 from nas_llm.objectives.perplexity import Perplexity
 from nas_llm.objectives.protocol import Batch, Derived, Objective, directions, measure
+from nas_llm.objectives.token_accuracy import TokenAccuracy
 
 __all__ = [
     "Batch",
@@ -17,6 +18,7 @@ __all__ = [
     "Params",
     "Perplexity",
     "Timings",
+    "TokenAccuracy",
     "directions",
     "mean_token_loss",
     "measure",

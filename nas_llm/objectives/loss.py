@@ -62,12 +62,17 @@ def summed_token_loss(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, int
 
     Without any such token no forward pass is run.
     """
+    if not bool((batch["labels"][:, 1:] != IGNORED).any()):
+        return torch.zeros((), dtype=torch.float64, device=model.device), 0
+    logits, labels = labelled_logits(model, batch)
+    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.double().sum(), int((labels != IGNORED).sum())
+
+
+def labelled_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits (batch, sequence - 1, vocabulary) and the labels that they are held against (batch, sequence - 1)."""
     device = model.device
-    labels = batch["labels"].to(device)[:, 1:]
-    if not bool((labels != IGNORED).any()):
-        return torch.zeros((), dtype=torch.float64, device=device), 0
     logits = model(
         input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device), use_cache=False
     ).logits[:, :-1]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.double().sum(), int((labels != IGNORED).sum())
+    return logits, batch["labels"].to(device)[:, 1:]
