@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from test_train_stage import base, finished  # noqa: F401  (fixtures)
 import nas_llm
 from nas_llm import cli
 from nas_llm.run_directory import read_json
+from nas_llm.search import Archive
 from nas_llm.stages.finished_run import FinishedRun
 
 
@@ -123,3 +125,13 @@ def test_an_export_loads_with_the_stock_class_in_a_fresh_process(finished, tmp_p
         [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_front_is_of_the_step_that_the_search_was_at(finished, tmp_path):  # noqa: F811
+    """A later search, of the network trained further, was killed: its values are not the front's."""
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    front = FinishedRun(run_dir).front
+    archive = Archive(run_dir / "archive.jsonl")
+    for evaluation in front.evaluations[:2]:
+        archive.append(replace(evaluation, step=7, objectives={"params": 1.0, "loss": 0.0}))
+    assert FinishedRun(run_dir).front == front

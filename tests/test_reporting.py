@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+import reporting_fixtures
 from huggingface_hub import ModelCard
 from PIL import Image
-from reporting_fixtures import FULL, make_run
+from reporting_fixtures import FULL, UNITS, make_run
 from search_fixtures import joint_space
 
 from nas_llm.reporting import charts, front_table, numbers, write_model_card, write_report
@@ -19,6 +20,7 @@ from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.svg import Scale
 from nas_llm.reporting.tables import shape_of
 from nas_llm.run_directory import write_json
+from nas_llm.search import RandomSearch, search_run_directory
 from nas_llm.search_space import SearchSpace
 
 FILES = ("report.html", "pareto.csv", "pareto.png", "importance_scores.png")
@@ -295,6 +297,22 @@ def test_the_model_card_of_a_network_that_was_never_measured(tmp_path, joint):
     text = write_model_card(folder, smallest, run_dir=joint.path).read_text()
     assert "Nothing has been measured" in text
     assert smallest.id in text
+
+
+def test_exports_of_a_search_by_other_objectives_stay_in_the_report(tmp_path, monkeypatch):
+    """The second search has not measured the latency of all that the first one had exported."""
+    whole = reporting_fixtures.measure
+    without = {"params", "loss"}
+    monkeypatch.setattr(reporting_fixtures, "measure", lambda a, known=None: {n: whole(a)[n] for n in without})
+    run_dir = make_run(tmp_path, evaluations=40)
+    search = RandomSearch(SearchSpace.joint(FULL), {"params": "min", "latency": "min"}, evaluations=5)
+    settings = {"units": UNITS, "full": FULL.largest(), "split": "validation", "samples": 256, "step": 150}
+    search_run_directory(run_dir, search, whole, progress=False, **settings)
+    exports = RunFiles(run_dir).exports
+    assert not all("latency" in export.evaluation.objectives for export in exports)
+    assert {export.id for export in exports} <= Page(write_report(run_dir).read_text()).ids
+    search_run_directory(run_dir, search, whole, progress=False, **{**settings, "step": 160})
+    assert {export.evaluation.step for export in RunFiles(run_dir).exports} <= {160}
 
 
 def test_a_damaged_run_is_named(tmp_path):

@@ -121,9 +121,10 @@ def _export(run: RunFiles, search: Search, export: Export) -> dict[str, Any]:
     baseline = search.truncation.get(export.id)
     values = export.evaluation.objectives
     size = numbers.percent(search.fraction(export.evaluation))
+    measured = [name for name in search.objectives if name in values and name != "params"]
     facts = {
         "parameters": f"{numbers.count(values['params'])} ({size} of the full)",
-        **{numbers.label(n): _against(search, n, values[n]) for n in search.objectives if n != "params"},
+        **{numbers.label(name): _against(search, name, values[name]) for name in measured},
     }
     if baseline is not None:
         facts[f"{numbers.label(quality)}, truncated"] = numbers.value(quality, baseline.objectives[quality])

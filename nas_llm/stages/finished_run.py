@@ -61,7 +61,7 @@ class FinishedRun:
 
         search = read_json(self._need(SEARCH, "search"))
         directions: dict[str, Any] = {name: entry["direction"] for name, entry in search["objectives"].items()}
-        known = {evaluation.id: evaluation for evaluation in self.evaluations}
+        known = {e.id: e for e in self.evaluations if e.step == search["step"]}
         return Front(tuple(known[id] for id in search["front"]), directions, known.get(search["full"]))
 
     def choose(
