@@ -70,6 +70,16 @@ class Architecture:
         """Whether every kept layer has the same shape."""
         return len({layer.shape for layer in self.layers}) <= 1
 
+    def refuse_misfit(self, full: Architecture) -> None:
+        """Raises ValueError where this is no sub-network of ``full``: it keeps nothing, or more than there is."""
+        fits = self.layers and self.hidden <= full.hidden and self.layers[-1].index < full.num_layers
+        if not fits or any(
+            size > limit
+            for layer in self.layers
+            for size, limit in zip(layer.shape, full.layers[layer.index].shape, strict=True)
+        ):
+            raise ValueError(f"the architecture ({self.summary()}) does not fit into the network ({full.summary()})")
+
     def summary(self) -> str:
         """One line for tables and errors; ranges where the layers differ."""
 

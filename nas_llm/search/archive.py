@@ -139,7 +139,9 @@ class Archive:
 
 
 def read_archive(path: str | Path) -> list[Evaluation]:
-    """The evaluations of an archive file, as an `Archive` has them, without changing it, a torn last line or not."""
+    """The evaluations of an archive file, merged as in `Archive`; the file is not changed, a torn last line not
+    read.
+    """
     archive = Archive()
     archive.extend_in_memory(_read(Path(path))[0])
     return list(archive.evaluations)
