@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train_stage import base, finished  # noqa: F401  (fixtures)
+from test_train_stage import arguments, base, finished  # noqa: F401  (fixtures)
 
 import nas_llm
 from nas_llm import cli
@@ -90,6 +90,37 @@ def test_evaluate_measures_the_test_split(finished, capsys):  # noqa: F811
     assert exported <= {metric["architecture"] for metric in metrics}
     assert {metric["name"] for metric in metrics} >= {"params", "loss"}
     assert all(metric["samples"] == 2 and metric["unit"] for metric in metrics)
+
+
+@pytest.fixture(scope="module")
+def unsearched(base, tmp_path_factory):  # noqa: F811
+    run_dir = tmp_path_factory.mktemp("unsearched") / "run"
+    command = [a for a in arguments(base, run_dir, "search=none", "trainer.max_steps=1") if "search." not in a]
+    assert cli.run([*command, "trainer.val_check_interval=null"]) == 0
+    return run_dir
+
+
+def test_evaluate_without_a_search_measures_the_three_networks_that_have_a_name(unsearched, capsys):
+    run = FinishedRun(unsearched)
+    assert cli.run(["evaluate", f"run_dir={unsearched}", "architecture=middle"]) == 0
+    assert cli.run(["evaluate", f"run_dir={unsearched}"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-6:-2]] == [
+        *("network", "largest", "middle", "smallest"),
+    ]
+    metrics = [m for m in read_json(unsearched / "results.json")["metrics"] if m["name"] == "loss"]
+    named = {architecture.id for architecture in (run.space.largest(), run.space.middle(), run.space.smallest())}
+    assert {metric["architecture"] for metric in metrics} == named
+    assert cli.run(["report", f"run_dir={unsearched}"]) == 0
+    assert all(id in (unsearched / "report.html").read_text() for id in named)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "export"])
+@pytest.mark.parametrize("asked", ["architecture=0123456789ab", "max_params=0.5"])
+def test_what_only_a_search_knows_names_it_and_the_networks_that_need_none(unsearched, capsys, stage, asked):
+    assert cli.run([stage, f"run_dir={unsearched}", asked]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"make it: nas-llm search run_dir={unsearched} search=nsga2" in line
+    assert "architecture=largest|smallest|middle" in line
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "search"])

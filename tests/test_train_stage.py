@@ -256,6 +256,33 @@ def test_without_a_search_the_super_network_is_saved(base, tmp_path, capsys):
     assert "nas-llm search" in capsys.readouterr().out.strip().splitlines()[-1]
 
 
+def test_a_front_of_the_full_network_alone_exports_nothing_and_says_so(base, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    settings = ["search_space.min_fraction=1.0", "trainer.max_steps=1", "trainer.val_check_interval=null"]
+    assert cli.run(arguments(base, run_dir, *settings)) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[lines.index("exported:") + 1] == "  nothing: the full network is alone on the front"
+    assert not (run_dir / "subnets").exists()
+    assert "The exported networks" not in (run_dir / "report.html").read_text()
+    assert cli.run(["evaluate", f"run_dir={run_dir}"]) == 0
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_are_shown_where_they_are_wanted(finished, tmp_path, capfd, progress):
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name in ("archive.jsonl", "search.json"):
+        (run_dir / name).unlink()
+    quiet = f"trainer.enable_progress_bar={str(progress).lower()}"
+    for stage in ("train ckpt_path=last", "search search.evaluations=14 search.population=6"):
+        name, *settings = stage.split()
+        capfd.readouterr()
+        assert cli.run([name, f"run_dir={run_dir}", quiet, *settings]) == 0
+        shown = capfd.readouterr()
+        assert ("search: " in shown.err and "truncation: " in shown.err) == progress, stage
+        assert (shown.err.strip() == "") == (not progress), shown.err
+        assert "Pareto front:" in shown.out
+
+
 def test_two_processes_from_the_command_line_equal_one(finished, base, tmp_path):
     run_dir = tmp_path / "run"
     command = arguments(base, run_dir, "trainer=ddp", "trainer.devices=2")
