@@ -91,8 +91,9 @@ class Architecture:
             return f"hidden {self.hidden}, 0 layers"
         heads, groups = [c.heads for c in self.layers], [c.kv_groups for c in self.layers]
         depth = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
+        grouped = "1 group" if set(groups) == {1} else f"{span(groups)} groups"
         return (
-            f"hidden {self.hidden}, {depth}, heads {span(heads)} in {span(groups)} groups, "
+            f"hidden {self.hidden}, {depth}, heads {span(heads)} in {grouped}, "
             f"head_dim {span([c.head_dim for c in self.layers])}, ffn {span([c.ffn for c in self.layers])}"
         )
 

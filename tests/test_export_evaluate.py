@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ def parameters(path: Path) -> int:
 
 
 @pytest.mark.parametrize("name", ["largest", "smallest", "middle"])
-def test_export_by_name(finished, tmp_path, name):  # noqa: F811
+def test_export_by_name(finished, tmp_path, monkeypatch, name):  # noqa: F811
     assert export(finished, f"architecture={name}", f"export.path={tmp_path / 'out'}") == 0
     run = FinishedRun(finished)
     architecture = getattr(run.space, name)()
@@ -38,7 +40,12 @@ def test_export_by_name(finished, tmp_path, name):  # noqa: F811
     with torch.no_grad(), run.supernet.activate(architecture) as model:
         assert torch.allclose(small(ids).logits, model(ids).logits, atol=1e-5)
     assert architecture.id in (tmp_path / "out" / "README.md").read_text()
-    assert "out" in (tmp_path / "out" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)  # "from the folder that holds this directory"
+    namespace: dict[str, Any] = {}
+    exec(snippet, namespace)
+    with torch.no_grad():
+        assert torch.equal(namespace["model"](ids).logits, small(ids).logits)
 
 
 def test_export_by_id_and_by_budget(finished, tmp_path):  # noqa: F811

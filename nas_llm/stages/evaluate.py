@@ -12,6 +12,7 @@ from nas_llm.architecture import Architecture
 from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
 from nas_llm.objectives import Objective, measure
+from nas_llm.reporting import numbers
 from nas_llm.run_directory import add_metrics
 from nas_llm.stages.data import recorded_data
 from nas_llm.stages.export import SUBNETS
@@ -46,7 +47,7 @@ def _main(cfg: DictConfig) -> None:
         add_metrics(run.run_dir, _metrics(architecture, values, objectives, samples))
         rows.append((name, architecture, values))
     print(_table(rows, objectives))
-    print(f"\n{samples} records of the split {SPLIT}; written to {run.run_dir / 'results.json'}")
+    print(f"\n{numbers.counted(samples, 'record')} of the split {SPLIT}; written to {run.run_dir / 'results.json'}")
 
 
 def _chosen(run: FinishedRun, cfg: DictConfig) -> dict[str, Architecture]:
@@ -69,8 +70,6 @@ def _metrics(
 
 
 def _table(rows: Sequence[tuple[str, Architecture, Mapping[str, float]]], objectives: Sequence[Objective]) -> str:
-    from nas_llm.reporting import numbers
-
     units = {"params": ""} | {objective.name: objective.unit for objective in objectives}
     head = ["network", *units, "shape"]
     body = [
