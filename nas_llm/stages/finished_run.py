@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_llm.architecture import Architecture
-from nas_llm.overrides import recorded, value_of
+from nas_llm.reporting.run_files import RunFiles
 from nas_llm.run_directory import read_json
 from nas_llm.search.archive import TRUNCATION, Archive, Evaluation
 from nas_llm.search_space import SearchSpace
@@ -100,7 +100,7 @@ class FinishedRun:
         if not path.exists():
             command = f"nas-llm {stage} run_dir={self.run_dir}"
             if stage == "search":
-                command += " search=nsga2" if value_of(recorded(self.run_dir), "search") == "none" else ""
+                command += " search=nsga2" if RunFiles(self.run_dir).strategy("search") is None else ""
                 command += f", or give architecture={'|'.join(REFERENCES)}, which need none"
             raise ValueError(f"run_dir={self.run_dir} has no {name}; make it: {command}")
         return path
