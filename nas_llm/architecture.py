@@ -70,6 +70,16 @@ class Architecture:
         """Whether every kept layer has the same shape."""
         return len({layer.shape for layer in self.layers}) <= 1
 
+    def refuse_misfit(self, full: Architecture) -> None:
+        """Raises ValueError where this is no sub-network of ``full``: it keeps nothing, or more than there is."""
+        fits = self.layers and self.hidden <= full.hidden and self.layers[-1].index < full.num_layers
+        if not fits or any(
+            size > limit
+            for layer in self.layers
+            for size, limit in zip(layer.shape, full.layers[layer.index].shape, strict=True)
+        ):
+            raise ValueError(f"the architecture ({self.summary()}) does not fit into the network ({full.summary()})")
+
     def summary(self) -> str:
         """One line for tables and errors; ranges where the layers differ."""
 
@@ -81,8 +91,9 @@ class Architecture:
             return f"hidden {self.hidden}, 0 layers"
         heads, groups = [c.heads for c in self.layers], [c.kv_groups for c in self.layers]
         depth = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
+        grouped = "1 group" if set(groups) == {1} else f"{span(groups)} groups"
         return (
-            f"hidden {self.hidden}, {depth}, heads {span(heads)} in {span(groups)} groups, "
+            f"hidden {self.hidden}, {depth}, heads {span(heads)} in {grouped}, "
             f"head_dim {span([c.head_dim for c in self.layers])}, ffn {span([c.ffn for c in self.layers])}"
         )
 

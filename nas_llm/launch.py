@@ -195,6 +195,8 @@ def _checked_run(overrides: list[str]) -> str:
 
 def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
     given = text.value_of(overrides, "run_dir")
+    if stage not in CONTINUING:
+        _refuse_shared_folder(overrides, given)
     jobs = [checked(job_overrides) for job_overrides in text.variants(overrides)]
     run_dir = jobs[0].run_dir
     place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
@@ -205,6 +207,25 @@ def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
         text.assign("hydra.sweep.dir", place),
         f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
     ]
+
+
+def _refuse_shared_folder(overrides: Sequence[str], run_dir: str | None) -> None:
+    """Every job of a sweep has a folder of its own in `run_dir`, which is the sweep's; refuse what would undo that."""
+    swept = text.swept(overrides)
+    subdir = text.value_of(overrides, "hydra.sweep.subdir")
+    names_jobs = subdir is None or text.mentions(subdir, ("hydra.job.num", "hydra.job.override_dirname"))
+    shared = [] if subdir is None or names_jobs else [key for key in swept if not text.mentions(subdir, [key])]
+    if shared:
+        raise ValueError(
+            f"hydra.sweep.subdir={subdir} puts jobs that differ in {' and '.join(shared)} into one folder of "
+            f"run_dir={run_dir or 'runs/...'}: leave it out (each then has its own there, as 0-{shared[0]}-...), or "
+            f"write hydra.sweep.subdir=${{hydra.job.num}}-{subdir}"
+        )
+    if run_dir is not None and text.mentions(run_dir, swept):
+        raise ValueError(
+            f"run_dir={run_dir} would be another one for every job, but in a sweep it is the folder of them all: write "
+            f"run_dir=FOLDER (each job has its own there, as FOLDER/0-{swept[0]}-...), or leave it out"
+        )
 
 
 def _run_hydra(arguments: list[str]) -> None:

@@ -116,6 +116,17 @@ def variants(overrides: Sequence[str]) -> Iterator[list[str]]:
             yield fixed + first[:index] + [value] + first[index + 1 :]
 
 
+def swept(overrides: Sequence[str]) -> list[str]:
+    """Keys that the jobs of a sweep differ in."""
+    return [override.key_or_group for override in parse(overrides) if override.is_sweep_override()]
+
+
+def mentions(value: str, keys: Iterable[str]) -> bool:
+    """Whether one of these keys is interpolated in a value: ${seed}, or ${hydra:runtime.choices.sampler}."""
+    named = re.findall(r"\$\{(?:hydra:runtime\.choices\.)?([^}]*)\}", value)
+    return any(key in named for key in keys)
+
+
 def not_swept(overrides: Sequence[str]) -> list[str]:
     """Keys that do not tell the jobs of a sweep apart in a directory's name: not swept, or not over plain words."""
     return [

@@ -1,6 +1,8 @@
 """A search space and measurements for the tests of the search: the real SearchSpace over bare sizes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.search import GridSearch, HillClimbing, LocalSearch, RandomSearch, StratifiedSearch
@@ -38,7 +40,7 @@ def count(architecture: Architecture) -> int:
     return attention + sum(3 * architecture.hidden * layer.ffn for layer in architecture.layers)
 
 
-def measure(architecture: Architecture) -> dict[str, float]:
+def measure(architecture: Architecture, known: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
     """Two objectives in conflict; the loss rewards depth more than width, so the front is no diagonal of the space."""
     width = sum(layer.ffn + 4 * layer.heads for layer in architecture.layers)
     loss = 3.0 / len(architecture.layers) + 40.0 / architecture.hidden + 100.0 / width

@@ -316,6 +316,34 @@ def test_a_sweep_gives_every_job_its_own_run(nas: Nas) -> None:
     assert asked("sweep/1-seed-2", "search")["k"] == 3
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("seed=0,1 hydra.sweep.subdir=same", "puts jobs that differ in seed into one folder of run_dir=sweep"),
+        ("seed=0,1 hydra.sweep.subdir=${sampler.k}", "write hydra.sweep.subdir=${hydra.job.num}-${sampler.k}"),
+        ("seed=0,1 sampler.k=2,3 hydra.sweep.subdir=s${seed}", "jobs that differ in sampler.k into one folder"),
+        ("seed=0,1 run_dir=runs/s${seed}", "run_dir=runs/s${seed} would be another one for every job"),
+    ],
+)
+def test_seeds_that_would_share_a_folder_are_refused_before_the_first(
+    nas: Nas, capsys: pytest.CaptureFixture[str], settings: str, says: str
+) -> None:
+    given = settings.split() if "run_dir=" in settings else [*settings.split(), "run_dir=sweep"]
+    assert nas("train", "-m", *given) == 2
+    line = error_line(capsys)
+    assert says in line
+    assert "run_dir=" in line
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("subdir", ["s${seed}", "${hydra.job.num}", "${hydra:runtime.choices.sampler}-${seed}"])
+def test_folders_of_own_names_keep_the_jobs_apart(nas: Nas, subdir: str) -> None:
+    sweep = ["seed=1,2", "run_dir=sweep", f"hydra.sweep.subdir={subdir}"]
+    assert nas("train", "-m", *sweep, "sampler=random") == 0
+    found = [asked(record.parent, "train") for record in sorted(Path("sweep").glob("*/train.json"))]
+    assert [record["seed"] for record in found] == [1, 2]
+
+
 def test_a_sweep_of_a_later_stage_works_on_the_one_run(nas: Nas, capsys: pytest.CaptureFixture[str]) -> None:
     assert nas("train", "run_dir=a", "sampler.k=6") == 0
     assert nas("search", "-m", "run_dir=a", "seed=4,5") == 0

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_train_stage import base, finished  # noqa: F401  (fixtures)
+from test_train_stage import arguments, base, finished  # noqa: F401  (fixtures)
 
 import nas_llm
 from nas_llm import cli
 from nas_llm.run_directory import read_json
+from nas_llm.search import Archive
 from nas_llm.stages.finished_run import FinishedRun
 
 
@@ -27,7 +31,7 @@ def parameters(path: Path) -> int:
 
 
 @pytest.mark.parametrize("name", ["largest", "smallest", "middle"])
-def test_export_by_name(finished, tmp_path, name):  # noqa: F811
+def test_export_by_name(finished, tmp_path, monkeypatch, name):  # noqa: F811
     assert export(finished, f"architecture={name}", f"export.path={tmp_path / 'out'}") == 0
     run = FinishedRun(finished)
     architecture = getattr(run.space, name)()
@@ -36,7 +40,12 @@ def test_export_by_name(finished, tmp_path, name):  # noqa: F811
     with torch.no_grad(), run.supernet.activate(architecture) as model:
         assert torch.allclose(small(ids).logits, model(ids).logits, atol=1e-5)
     assert architecture.id in (tmp_path / "out" / "README.md").read_text()
-    assert "out" in (tmp_path / "out" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)  # "from the folder that holds this directory"
+    namespace: dict[str, Any] = {}
+    exec(snippet, namespace)
+    with torch.no_grad():
+        assert torch.equal(namespace["model"](ids).logits, small(ids).logits)
 
 
 def test_export_by_id_and_by_budget(finished, tmp_path):  # noqa: F811
@@ -90,6 +99,37 @@ def test_evaluate_measures_the_test_split(finished, capsys):  # noqa: F811
     assert all(metric["samples"] == 2 and metric["unit"] for metric in metrics)
 
 
+@pytest.fixture(scope="module")
+def unsearched(base, tmp_path_factory):  # noqa: F811
+    run_dir = tmp_path_factory.mktemp("unsearched") / "run"
+    command = [a for a in arguments(base, run_dir, "search=none", "trainer.max_steps=1") if "search." not in a]
+    assert cli.run([*command, "trainer.val_check_interval=null"]) == 0
+    return run_dir
+
+
+def test_evaluate_without_a_search_measures_the_three_networks_that_have_a_name(unsearched, capsys):
+    run = FinishedRun(unsearched)
+    assert cli.run(["evaluate", f"run_dir={unsearched}", "architecture=middle"]) == 0
+    assert cli.run(["evaluate", f"run_dir={unsearched}"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-6:-2]] == [
+        *("network", "largest", "middle", "smallest"),
+    ]
+    metrics = [m for m in read_json(unsearched / "results.json")["metrics"] if m["name"] == "loss"]
+    named = {architecture.id for architecture in (run.space.largest(), run.space.middle(), run.space.smallest())}
+    assert {metric["architecture"] for metric in metrics} == named
+    assert cli.run(["report", f"run_dir={unsearched}"]) == 0
+    assert all(id in (unsearched / "report.html").read_text() for id in named)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "export"])
+@pytest.mark.parametrize("asked", ["architecture=0123456789ab", "max_params=0.5"])
+def test_what_only_a_search_knows_names_it_and_the_networks_that_need_none(unsearched, capsys, stage, asked):
+    assert cli.run([stage, f"run_dir={unsearched}", asked]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"make it: nas-llm search run_dir={unsearched} search=nsga2" in line
+    assert "architecture=largest|smallest|middle" in line
+
+
 @pytest.mark.parametrize("stage", ["evaluate", "search"])
 @pytest.mark.parametrize(
     ("override", "says"),
@@ -123,3 +163,13 @@ def test_an_export_loads_with_the_stock_class_in_a_fresh_process(finished, tmp_p
         [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_front_is_of_the_step_that_the_search_was_at(finished, tmp_path):  # noqa: F811
+    """A later search, of the network trained further, was killed: its values are not the front's."""
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    front = FinishedRun(run_dir).front
+    archive = Archive(run_dir / "archive.jsonl")
+    for evaluation in front.evaluations[:2]:
+        archive.append(replace(evaluation, step=7, objectives={"params": 1.0, "loss": 0.0}))
+    assert FinishedRun(run_dir).front == front

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.models.loading import from_pretrained, is_stock, save_pretrained
@@ -444,6 +447,96 @@ def test_unknown_families_and_structures_are_refused_by_name():
     short = Architecture(full.hidden, (LayerChoice(0, *shape[:2], 4, shape[3]),))
     with pytest.raises(ValueError, match="head_dim"), supernet.activate(short):
         pass
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gpt_neox"])
+def test_a_decoder_without_its_output_head_is_refused_by_name(model_type):
+    config = AutoConfig.for_model(model_type, **CONFIGS[model_type])
+    model = AutoModel.from_config(config)
+    with pytest.raises(ValueError, match=rf"{type(model).__name__} has no output head.*AutoModelForCausalLM"):
+        Supernet(model)
+
+
+def test_a_model_that_is_wrapped_already_is_refused_and_a_refused_one_is_as_it_was():
+    supernet = build("llama")
+    for wrapped in (supernet.model, supernet):
+        with pytest.raises(ValueError, match="a Supernet is around this model already: use that one"):
+            Supernet(wrapped)
+    inputs, before = batch(), logits_of(supernet.model, batch())
+    assert torch.equal(logits_of(Supernet(supernet.extract(supernet.largest())).model, inputs), before)
+    model = build("llama").extract(supernet.largest())
+    model.model.layers[2].mlp.gate = torch.nn.Linear(48, 1)
+    for _ in range(2):  # the first try has left nothing elastic behind
+        with pytest.raises(ValueError, match=r"'model.layers.2.mlp.gate' is not in the table"):
+            Supernet(model)
+    del model.model.layers[2].mlp.gate
+    assert torch.equal(logits_of(Supernet(model).model, inputs), before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda supernet: pickle.loads(pickle.dumps(supernet))])
+def test_copies_and_pickles_are_super_networks_of_their_own(name, copied):
+    supernet = build(name)
+    (architecture,) = random_architectures(supernet, 1, seed=4)
+    other = copied(supernet)
+    with supernet.activate(architecture) as model:
+        active = logits_of(model, batch())
+        assert other.model.config.to_dict() == other._whole_config.to_dict()  # not activated with it
+    with other.activate(architecture) as model:
+        assert torch.equal(logits_of(model, batch()), active)
+    assert other.num_parameters(architecture) == supernet.num_parameters(architecture)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    with supernet.activate(architecture) as model:
+        assert torch.equal(logits_of(model, batch()), active)
+
+
+def misfits(full: Architecture) -> dict[str, Architecture]:
+    """One unit too many of every axis, and nothing at all."""
+    shape = full.layers[0].shape
+    found = {
+        f"axis {axis}": tuple(LayerChoice(i, *(n + (p == axis) for p, n in enumerate(shape))) for i in range(2))
+        for axis in range(4)
+    }
+    found |= {"index": (LayerChoice(full.num_layers, *shape),), "depth": ()}
+    wide = {"hidden": Architecture(full.hidden + 1, full.layers)}
+    return {name: Architecture(full.hidden, layers) for name, layers in found.items()} | wide
+
+
+@pytest.mark.parametrize("counted_before", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_larger_than_the_network_is_not_counted(name, counted_before):
+    supernet = build(name)
+    if counted_before:
+        supernet.macs(supernet.largest(), batch_size=1, sequence_length=8)
+        supernet.num_parameters(supernet.largest())
+    for misfit in misfits(supernet.largest()).values():
+        for count in (
+            supernet.num_parameters,
+            supernet.weight_bytes,
+            partial(supernet.macs, batch_size=1, sequence_length=8),
+            partial(supernet.kv_cache_bytes, batch_size=1, sequence_length=8),
+        ):
+            with pytest.raises(ValueError, match="does not fit into the network"):
+                count(misfit)
+
+
+def test_a_shape_that_fits_one_layer_of_an_uneven_network_is_not_counted_in_another():
+    layers = (LayerChoice(0, 3, 2, 8, 80), LayerChoice(1, 2, 2, 8, 40))
+    uneven = Supernet(build("llama").extract(Architecture(48, layers)))
+    assert uneven.num_parameters(Architecture(48, layers[:1])) > 0
+    with pytest.raises(ValueError, match="does not fit into the network"):
+        uneven.num_parameters(Architecture(48, (LayerChoice(1, 3, 2, 8, 80),)))
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0, "sequence_length": 8}, {"batch_size": 1, "sequence_length": -1}])
+def test_sizes_below_one_are_refused_with_their_key(sizes):
+    supernet = build("llama")
+    key, size = next((key, size) for key, size in sizes.items() if size < 1)
+    for count in (supernet.macs, supernet.kv_cache_bytes):
+        with pytest.raises(ValueError, match=f"{key}={size}: it must be at least 1"):
+            count(supernet.largest(), **sizes)
 
 
 def test_sort_refuses_foreign_scores():

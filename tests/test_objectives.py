@@ -149,6 +149,12 @@ def test_loss_and_perplexity_together_run_the_network_once(supernet, architectur
     calls.clear()
     measure([Loss(batches), Perplexity(list(batches))], supernet, architectures[1])
     assert len(calls) == 4  # other batches, so another measurement
+    calls.clear()
+    both = [Loss(batches), Perplexity(batches)]
+    known = measure(both, supernet, architectures[1], {"loss": 0.5})
+    assert (known["loss"], known["perplexity"], calls) == (0.5, math.exp(0.5), [])
+    values = measure(both, supernet, architectures[1], {"perplexity": 3.0})
+    assert (values["perplexity"], len(calls)) == (3.0, 2)
     handle.remove()
 
 

@@ -1,4 +1,5 @@
 import csv
+import html
 import json
 import re
 import subprocess
@@ -8,19 +9,26 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+import reporting_fixtures
 from huggingface_hub import ModelCard
+from omegaconf import OmegaConf
 from PIL import Image
-from reporting_fixtures import FULL, make_run
+from reporting_fixtures import FULL, UNITS, make_run
 from search_fixtures import joint_space
 
+from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.reporting import charts, front_table, numbers, write_model_card, write_report
 from nas_llm.reporting.front_plot import staircase
+from nas_llm.reporting.model_card import recipe
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.svg import Scale
 from nas_llm.reporting.tables import shape_of
-from nas_llm.run_directory import write_json
+from nas_llm.run_directory import add_metrics, read_metrics, write_json, write_text
+from nas_llm.search import RandomSearch, search_run_directory
 from nas_llm.search_space import SearchSpace
 
+IN_PLACE = "the in-place teacher (the largest network as it trains)"
+LABELS = {"_target_": "nas_llm.distillation.labels.Labels"}
 FILES = ("report.html", "pareto.csv", "pareto.png", "importance_scores.png")
 
 
@@ -295,6 +303,87 @@ def test_the_model_card_of_a_network_that_was_never_measured(tmp_path, joint):
     text = write_model_card(folder, smallest, run_dir=joint.path).read_text()
     assert "Nothing has been measured" in text
     assert smallest.id in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"training.teacher": "in_place"},
+            f"the sandwich sampler and forward KL distillation from {IN_PLACE}",
+        ),
+        (
+            {"training.teacher": "frozen", "hidden_matching.distance": "mse"},
+            "the sandwich sampler, forward KL distillation and MSE hidden matching from a frozen teacher "
+            "(the network as it was before training)",
+        ),
+        (
+            {"training.teacher": "in_place", "hidden_matching.distance": "cosine", "distillation": LABELS},
+            f"the sandwich sampler and cosine hidden matching from {IN_PLACE}",
+        ),
+        ({"training.teacher": "in_place", "distillation": LABELS}, "the sandwich sampler"),
+    ],
+)
+def test_the_recipe_names_the_teacher_and_the_hidden_matching_that_the_run_had(tmp_path, settings, sentence):
+    config = OmegaConf.create(reporting_fixtures.CONFIGURATION)
+    for key, value in settings.items():
+        OmegaConf.update(config, key, value, merge=False)
+    write_text(tmp_path / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
+    assert recipe(RunFiles(tmp_path))[-1] == (
+        f"It was trained as a super-network with {sentence} for 150 steps on stories.jsonl."
+    )
+
+
+def test_one_of_a_thing_is_no_plural(tmp_path, joint):
+    run_dir = make_run(tmp_path / "run", evaluations=1, exports=False)
+    config = (run_dir / ".hydra" / "config.yaml").read_text().replace("max_steps: 150", "max_steps: 1")
+    write_text(run_dir / ".hydra" / "config.yaml", config)
+    facts = json.loads((run_dir / "search.json").read_text())
+    write_json(run_dir / "search.json", {**facts, "samples": 1})
+    add_metrics(run_dir, [{**m, "samples": 1} for m in read_metrics(run_dir) if "samples" in m])
+    one = Architecture(16, (LayerChoice(0, 1, 1, 16, 32),))
+    write_json(tmp_path / "out" / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    card = write_model_card(tmp_path / "out", one, run_dir=run_dir).read_text()
+    whole = write_model_card(tmp_path / "out", one, run_dir=run_dir, full=one).read_text()
+    assert "Residual width 16 of 256, 1 of 6 layers. Layers" in card
+    assert "Residual width 16, 1 layer. Layers" in whole
+    assert "for 1 step on" in card
+    assert "compared 1 sub-network by" in card
+    assert "in 1 group, " in one.summary()
+    for text in (card, whole, one.summary(), write_report(run_dir).read_text()):
+        assert not re.search(
+            r"(?<!of )(?<![\d.,])1 (layers|steps|sub-networks|records|groups|samples|architectures)\b", text
+        )
+
+
+@pytest.mark.parametrize("run", ["joint", "uneven"])
+def test_snippets_say_where_their_path_starts(run, request):
+    run = request.getfixturevalue(run)
+    export = run.exports[0]
+    card = write_model_card(export.path, export.evaluation.architecture, run_dir=run.path).read_text()
+    for text, place in (
+        (card, "the folder that holds this directory"),
+        (html.unescape((run.path / "report.html").read_text()), "the run's directory"),
+    ):
+        found = re.search(r'"([\w/]+)"\)?  # from ' + place, text)
+        start = run.path if place == "the run's directory" else export.path.parent
+        assert (start / found[1] / "config.json").exists()
+
+
+def test_exports_of_a_search_by_other_objectives_stay_in_the_report(tmp_path, monkeypatch):
+    """The second search has not measured the latency of all that the first one had exported."""
+    whole = reporting_fixtures.measure
+    without = {"params", "loss"}
+    monkeypatch.setattr(reporting_fixtures, "measure", lambda a, known=None: {n: whole(a)[n] for n in without})
+    run_dir = make_run(tmp_path, evaluations=40)
+    search = RandomSearch(SearchSpace.joint(FULL), {"params": "min", "latency": "min"}, evaluations=5)
+    settings = {"units": UNITS, "full": FULL.largest(), "split": "validation", "samples": 256, "step": 150}
+    search_run_directory(run_dir, search, whole, progress=False, **settings)
+    exports = RunFiles(run_dir).exports
+    assert not all("latency" in export.evaluation.objectives for export in exports)
+    assert {export.id for export in exports} <= Page(write_report(run_dir).read_text()).ids
+    search_run_directory(run_dir, search, whole, progress=False, **{**settings, "step": 160})
+    assert {export.evaluation.step for export in RunFiles(run_dir).exports} <= {160}
 
 
 def test_a_damaged_run_is_named(tmp_path):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_round_trip_is_exact_and_one_line_each(tmp_path, evaluations):
     assert list(Archive(path).evaluations) == evaluations == read_archive(path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["id"] for line in lines] == [e.architecture.id for e in evaluations]
-    assert set(lines[0]) == {"id", "architecture", "objectives", "source", "step"}
+    assert set(lines[0]) == {"id", "architecture", "objectives", "source", "step", "seconds"}
 
 
 def test_values_that_are_not_finite_stay_strict_json(tmp_path, evaluations):
@@ -45,7 +46,7 @@ def test_values_that_are_not_finite_stay_strict_json(tmp_path, evaluations):
     assert json.loads(path.read_text())["objectives"]["loss"] is None
     (read,) = read_archive(path)
     assert math.isnan(read.objectives["loss"])
-    assert not read.is_finite
+    assert not read.is_finite(["loss"])
 
 
 @pytest.mark.parametrize("cut", [1, 5, 60])
@@ -90,6 +91,26 @@ def test_lookup_is_by_architecture_step_and_network(evaluations):
     assert [e.source for e in archive.at(7, source=TRUNCATION)] == [TRUNCATION]
 
 
+def test_lines_of_one_architecture_at_one_step_are_one_evaluation(tmp_path, evaluations):
+    path, (first, second, *_) = tmp_path / "archive.jsonl", evaluations
+    later = replace(first, objectives={"loss": 1.0, "latency": 2.0}, source="random", seconds=0.25)
+    write(path, [first, second, later])
+    write(path, [replace(first, step=8), replace(second, objectives={"loss": 9.0}, source=TRUNCATION)])
+    for read in (list(Archive(path).evaluations), read_archive(path)):
+        assert [(e.id, e.step) for e in read] == [(first.id, 7), (second.id, 7), (first.id, 8), (second.id, 7)]
+        assert read[0].objectives == {**first.objectives, "loss": 1.0, "latency": 2.0}
+        assert (read[0].source, read[0].seconds) == ("random", 0.25)
+        assert read[1:3] == [second, replace(first, step=8)]
+
+
+def test_lines_from_before_seconds_were_recorded_are_read(tmp_path, evaluations):
+    path = tmp_path / "archive.jsonl"
+    lines = [{k: v for k, v in e.to_dict().items() if k != "seconds"} for e in evaluations]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_archive(path) == evaluations
+    assert [e.seconds for e in read_archive(path)] == [0.0] * 6
+
+
 def test_a_full_disk_is_one_error_and_leaves_whole_lines(tmp_path, evaluations, monkeypatch):
     path = tmp_path / "archive.jsonl"
     archive = write(path, evaluations[:2])
@@ -129,8 +150,9 @@ def test_kill_9_while_writing_leaves_a_readable_archive(tmp_path):
         assert writer.poll() is None
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    lines = path.read_bytes().count(b"\n")
-    assert len(Archive(path).evaluations) == lines > 10
+    lines = [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert [e.id for e in Archive(path).evaluations] == list(dict.fromkeys(line["id"] for line in lines))
+    assert len(lines) > 10
 
 
 def test_a_torn_line_inside_is_named_by_one_number(tmp_path, evaluations):

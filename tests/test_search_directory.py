@@ -8,21 +8,23 @@ from nas_llm.run_directory import read_metrics
 from nas_llm.search import NSGA2, REFERENCE, TRUNCATION, Archive, first_layers, pareto_front, search_run_directory
 from nas_llm.search_space import SearchSpace
 
-UNITS = {"params": "parameters", "loss": "nats/token"}
+UNITS = {"params": "parameters", "loss": "nats/token", "latency": "ms", "macs": "MACs"}
 
 
-def evaluate(architecture):
+def evaluate(architecture, known):
     return {**measure(architecture), "macs": 5.0}
 
 
 def run(run_dir, space, evaluate=evaluate, **kwargs):
-    search = NSGA2(space, DIRECTIONS, evaluations=24, population=8)
-    settings = {"units": UNITS, "full": Sizes().largest(), "split": "validation", "samples": 12, "step": 3}
+    directions = kwargs.pop("directions", DIRECTIONS)
+    search = NSGA2(space, directions, evaluations=24, population=8)
+    units = {name: UNITS[name] for name in ("params", *directions)}
+    settings = {"units": units, "full": Sizes().largest(), "split": "validation", "samples": 12, "step": 3}
     return search_run_directory(run_dir, search, evaluate, progress=False, **{**settings, **kwargs})
 
 
 def untrained():
-    def truncated(architecture):
+    def truncated(architecture, known):
         values = measure(architecture)
         return {"params": values["params"], "loss": values["loss"] + 5}
 
@@ -51,7 +53,7 @@ def test_everything_a_report_needs_is_written(tmp_path):
 
 
 def test_running_it_again_measures_nothing_and_gives_the_same(tmp_path):
-    def never(architecture):
+    def never(architecture, known):
         pytest.fail("measured again")
 
     first = run(tmp_path, joint_space(), untrained=untrained)
@@ -61,6 +63,46 @@ def test_running_it_again_measures_nothing_and_gives_the_same(tmp_path):
     assert second.truncation == first.truncation
     assert (tmp_path / "archive.jsonl").stat().st_size == size
     assert second.result.from_archive == 24
+
+
+def test_times_of_a_repeated_search_stay_those_of_all_its_evaluations(tmp_path):
+    run(tmp_path, joint_space())
+    first = json.loads((tmp_path / "search.json").read_text())
+    run(tmp_path, joint_space())
+    again = json.loads((tmp_path / "search.json").read_text())
+    assert again["evaluation_seconds"] == pytest.approx(first["evaluation_seconds"], abs=1e-4)
+    assert again["evaluation_seconds"] > 0
+    assert (again["evaluations"], again["from_archive"]) == (24, 24)
+    (overhead,) = [m for m in read_metrics(tmp_path) if m["name"] == "search_overhead"]
+    assert (overhead["value"], overhead["samples"]) == (again["search_overhead"], 24)
+
+
+def test_other_objectives_measure_what_is_missing_and_another_step_everything(tmp_path):
+    measured = []
+
+    def evaluate(architecture, known):
+        measured.append((architecture, set(known)))
+        return {name: value for name, value in values(architecture).items() if name not in known}
+
+    def values(architecture):
+        return {**measure(architecture), "latency": 1.0 + architecture.hidden / 8}
+
+    wider = {**DIRECTIONS, "latency": "min"}
+    run(tmp_path, joint_space(), directions=DIRECTIONS)
+    known = {e.architecture for e in Archive(tmp_path / "archive.jsonl").evaluations}
+    outcome = run(tmp_path, joint_space(), evaluate, directions=wider)
+    assert all(names == (set(DIRECTIONS) | {"macs"} if a in known else set()) for a, names in measured)
+    complete = [e for e in Archive(tmp_path / "archive.jsonl").at(3) if "latency" in e.objectives]
+    assert {e.architecture for e in complete} == {a for a, _ in measured}
+    assert list(outcome.front.evaluations) == pareto_front(complete, wider)
+    size = len(measured)
+    run(tmp_path, joint_space(), evaluate, directions=wider, step=4)
+    assert all(names == set() for _, names in measured[size:])
+
+
+def test_objectives_that_all_are_costs_have_no_truncation_baseline(tmp_path):
+    run(tmp_path, joint_space(), directions={"params": "min", "macs": "min"}, untrained=lambda: pytest.fail("loaded"))
+    assert {e.source for e in Archive(tmp_path / "archive.jsonl").evaluations} == {REFERENCE, "nsga2"}
 
 
 def test_a_full_network_outside_the_space_is_measured_as_a_reference(tmp_path):

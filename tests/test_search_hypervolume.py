@@ -145,14 +145,14 @@ def test_the_three_networks_are_measured_beside_the_budget_and_once(tmp_path):
     sources = [e.source for e in Archive(tmp_path / "archive.jsonl").evaluations]
     assert sources[:3] == [REFERENCE] * 3
     assert 24 <= len(sources) <= 27
-    search(tmp_path, RandomSearch, evaluate=lambda a: pytest.fail("measured again"))
+    search(tmp_path, RandomSearch, evaluate=lambda a, known: pytest.fail("measured again"))
 
 
 def test_a_network_that_measures_nothing_has_no_hypervolume(tmp_path):
     space = joint_space()
     ends = {space.largest(), space.middle(), space.smallest()}
 
-    def diverging(architecture):
+    def diverging(architecture, known):
         return {**measure(architecture), **({"loss": math.nan} if architecture in ends else {})}
 
     made = RandomSearch(space, DIRECTIONS, evaluations=24)

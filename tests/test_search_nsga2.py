@@ -1,12 +1,14 @@
 import itertools
+import json
 import logging
 import math
+import time
 
 import numpy as np
 import pytest
 from search_fixtures import DIRECTIONS, Sizes, joint_space, measure
 
-from nas_llm.search import NSGA2, Archive, Evaluation, hypervolume, pareto_front, run_search
+from nas_llm.search import NSGA2, Archive, Evaluation, hypervolume, measure_all, pareto_front, run_search
 from nas_llm.search_space import SearchSpace
 
 REFERENCE = {"params": 250_000.0, "loss": 10.0}
@@ -32,7 +34,7 @@ class Killed(Exception):
 def killed_after(n):
     calls = itertools.count(1)
 
-    def evaluate(architecture):
+    def evaluate(architecture, known):
         if next(calls) > n:
             raise Killed
         return measure(architecture)
@@ -69,7 +71,7 @@ def test_maximising_mirrors_minimising():
     plain = run(NSGA2(space, DIRECTIONS, evaluations=60, population=12))
     negated = run(
         NSGA2(space, {"params": "min", "loss": "max"}, evaluations=60, population=12),
-        evaluate=lambda a: {**measure(a), "loss": -measure(a)["loss"]},
+        evaluate=lambda a, known: {**measure(a), "loss": -measure(a)["loss"]},
     )
     assert [e.id for e in plain.evaluations] == [e.id for e in negated.evaluations]
 
@@ -124,20 +126,87 @@ def test_a_finished_search_measures_nothing_again(tmp_path):
     run(NSGA2(joint_space(), DIRECTIONS, evaluations=20, population=8), archive)
     result = run(NSGA2(joint_space(), DIRECTIONS, evaluations=20, population=8), archive, killed_after(0))
     assert result.from_archive == 20
-    assert math.isnan(result.search_overhead)
 
 
-def test_another_step_or_other_objectives_are_measured_anew():
+@pytest.mark.parametrize("kill_at", [5, 24])
+def test_times_are_of_all_evaluations_also_of_a_search_that_was_killed_or_repeated(tmp_path, kill_at):
+    def slow(architecture, known):
+        time.sleep(0.004)
+        return evaluate(architecture, known)
+
+    path, evaluate = tmp_path / "archive.jsonl", killed_after(kill_at)
+    with pytest.raises(Killed):
+        run(NSGA2(joint_space(), DIRECTIONS, evaluations=25, population=8), Archive(path), slow)
+    evaluate = measure
+    resumed = run(NSGA2(joint_space(), DIRECTIONS, evaluations=25, population=8), Archive(path), slow)
+    assert resumed.measured == 25 - kill_at
+    assert resumed.evaluation_seconds >= 25 * 0.004
+    repeated = run(NSGA2(joint_space(), DIRECTIONS, evaluations=25, population=8), Archive(path), killed_after(0))
+    assert repeated.evaluation_seconds == pytest.approx(resumed.evaluation_seconds, abs=1e-4)
+    assert repeated.search_overhead == repeated.search_seconds / repeated.evaluation_seconds
+
+
+def test_another_step_is_measured_anew():
     archive, space = Archive(), joint_space()
     run(NSGA2(space, DIRECTIONS, evaluations=10, population=8), archive)
     later = run_search(NSGA2(space, DIRECTIONS, evaluations=10, population=8), measure, archive, step=5, progress=False)
     assert later.from_archive == 0
-    more = run(
-        NSGA2(space, {**DIRECTIONS, "macs": "min"}, evaluations=10, population=8),
-        archive,
-        lambda a: {**measure(a), "macs": 1.0},
-    )
-    assert more.from_archive == 0
+
+
+def test_of_further_objectives_only_those_that_are_missing_are_measured(tmp_path):
+    space, path, asked = joint_space(), tmp_path / "archive.jsonl", []
+    first = run(NSGA2(space, DIRECTIONS, evaluations=10, population=8), Archive(path))
+
+    def macs(architecture, known):
+        asked.append((architecture.id, dict(known)))
+        missing = {} if known else measure(architecture)
+        return {**missing, "macs": float(architecture.hidden)}
+
+    more = NSGA2(space, {**DIRECTIONS, "macs": "max"}, evaluations=16, population=8)
+    second = run(more, Archive(path), macs)
+    known = {e.id: e.objectives for e in first.evaluations}
+    assert second.from_archive == 0
+    assert asked == [(e.id, known.get(e.id, {})) for e in second.evaluations]
+    assert sum(bool(values) for _, values in asked) >= 8
+    for e in second.evaluations:
+        assert e.objectives == {**measure(e.architecture), "macs": float(e.architecture.hidden)}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 10 + 16
+    assert all(set(line["objectives"]) == {*DIRECTIONS, "macs"} for line in lines[10:])
+    assert {e.id: e.objectives for e in Archive(path).evaluations} == known | {
+        e.id: e.objectives for e in second.evaluations
+    }
+    fewer = run(NSGA2(space, DIRECTIONS, evaluations=10, population=8), Archive(path), killed_after(0))
+    assert [e.id for e in fewer.evaluations] == [e.id for e in first.evaluations]
+
+
+@pytest.mark.parametrize("kill_at", [3, 12])
+def test_a_killed_search_by_further_objectives_resumed_is_the_uninterrupted_one(tmp_path, kill_at):
+    def search():
+        return NSGA2(joint_space(), {**DIRECTIONS, "macs": "max"}, evaluations=20, population=8)
+
+    def macs(architecture, known):
+        return {**measure(architecture), "macs": float(architecture.hidden)}
+
+    def killed(architecture, known):
+        return {**evaluate(architecture, known), "macs": float(architecture.hidden)}
+
+    paths, evaluate = [tmp_path / name for name in ("whole.jsonl", "parts.jsonl")], killed_after(kill_at)
+    for path in paths:
+        run(NSGA2(joint_space(), DIRECTIONS, evaluations=12, population=8), Archive(path))
+    run(search(), Archive(paths[0]), macs)
+    with pytest.raises(Killed):
+        run(search(), Archive(paths[1]), killed)
+    assert run(search(), Archive(paths[1]), macs).from_archive == kill_at
+    assert Archive(paths[1]).evaluations == Archive(paths[0]).evaluations
+
+
+def test_an_architecture_that_is_named_twice_is_measured_once():
+    archive, space = Archive(), joint_space()
+    wanted = [space.smallest(), space.smallest(), space.largest(), space.smallest()]
+    evaluate = killed_after(2)
+    found = measure_all(wanted, evaluate, archive, names=DIRECTIONS, source="reference", progress=False)
+    assert [e.architecture for e in found] == wanted
 
 
 def test_state_dict_continues_in_the_middle_of_a_generation():
@@ -182,18 +251,17 @@ def test_per_layer_spaces_where_genomes_share_an_architecture():
 def test_values_that_are_not_finite_rank_last_and_are_named(value, caplog):
     space = joint_space()
 
-    def diverging(architecture):
+    def diverging(architecture, known):
         return {**measure(architecture), **({"loss": value} if architecture.hidden < 40 else {})}
 
     archive = Archive()
     with caplog.at_level(logging.WARNING):
         run(NSGA2(space, DIRECTIONS, evaluations=80, population=10), archive, diverging)
-    bad = [e for e in archive.evaluations if not e.is_finite]
+    bad = [e for e in archive.evaluations if not e.is_finite(DIRECTIONS)]
     assert all(e.id in caplog.text for e in bad)
-    assert all(e.is_finite for e in pareto_front(archive.evaluations, DIRECTIONS))
-    assert (
-        sum(not e.is_finite for e in archive.evaluations[40:]) < sum(e.is_finite for e in archive.evaluations[40:]) / 2
-    )
+    assert all(e.is_finite(DIRECTIONS) for e in pareto_front(archive.evaluations, DIRECTIONS))
+    late = [e.is_finite(DIRECTIONS) for e in archive.evaluations[40:]]
+    assert late.count(False) < late.count(True) / 2
 
 
 def test_what_was_not_asked_or_told_twice_is_refused():
@@ -208,7 +276,7 @@ def test_what_was_not_asked_or_told_twice_is_refused():
 def test_a_measurement_without_the_objectives_is_refused_and_not_archived():
     archive = Archive()
     with pytest.raises(ValueError, match=r"loss.*not measured"):
-        run(NSGA2(joint_space(), DIRECTIONS, evaluations=4, population=4), archive, lambda a: {"params": 1.0})
+        run(NSGA2(joint_space(), DIRECTIONS, evaluations=4, population=4), archive, lambda a, known: {"params": 1.0})
     assert len(archive.evaluations) == 0
 
 

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,15 @@ def test_pick_maximises_what_is_to_be_maximised():
 def test_pick_refuses_clearly(front, limits, message):
     with pytest.raises(ValueError, match=message):
         front.pick(**limits)
+
+
+def test_limits_are_on_what_every_network_of_the_front_has_measured(front):
+    first, *others = front.evaluations
+    mixed = replace(front, evaluations=(replace(first, objectives={**first.objectives, "macs": 1.0}), *others))
+    with pytest.raises(ValueError, match="macs, which was not measured"):
+        mixed.pick(max_macs=5)
+    with pytest.raises(ValueError, match="minimise=macs was not measured"):
+        mixed.pick(minimise="macs")
 
 
 def test_a_fraction_needs_the_full_network(front):

@@ -122,9 +122,15 @@ def test_searching_again_goes_on_from_the_archive(run_dir, capsys, monkeypatch):
     assert json.loads((run_dir / "search.json").read_text())["evaluations"] == 14
 
 
-def test_other_objectives_and_a_report_from_files(run_dir, capsys):
+def test_other_objectives_and_a_report_from_files(run_dir, capsys, monkeypatch):
     more = ["objectives=[macs,perplexity,loss]", "objectives.macs.sequence_length=16"]
+    losses, known, loss = [], Archive(run_dir / "archive.jsonl").evaluations, Loss.__call__
+    monkeypatch.setattr(Loss, "__call__", lambda *args: losses.append(args[2]) or loss(*args))
     assert cli.run(["search", f"run_dir={run_dir}", *more]) == 0
+    measured = Archive(run_dir / "archive.jsonl").evaluations
+    assert measured[: len(known)] != known  # they have the others now
+    assert [e.id for e in measured[: len(known)]] == [e.id for e in known]
+    assert losses == [e.architecture for e in measured[len(known) :]]  # perplexity is the exponential of what is known
     page = (run_dir / "report.html").read_text()
     (run_dir / "report.html").unlink()
     (run_dir / "pareto.png").unlink()

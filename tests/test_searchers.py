@@ -82,7 +82,7 @@ class Killed(Exception):
 def killed_after(n):
     calls = itertools.count(1)
 
-    def evaluate(architecture):
+    def evaluate(architecture, known):
         if next(calls) > n:
             raise Killed
         return measure(architecture)
@@ -147,13 +147,13 @@ def test_state_dict_continues_in_the_middle_of_a_round(make):
 
 
 def test_values_that_are_not_finite_stop_no_search(make):
-    def diverging(architecture):
+    def diverging(architecture, known):
         return {**measure(architecture), **({"loss": math.nan} if architecture.hidden < 40 else {})}
 
     result = run(make(SPACES["joint"], DIRECTIONS, evaluations=40), evaluate=diverging)
     assert len(result.evaluations) == 40
     everywhere = run(
-        make(SPACES["joint"], DIRECTIONS, evaluations=40), evaluate=lambda a: {"params": 1, "loss": math.inf}
+        make(SPACES["joint"], DIRECTIONS, evaluations=40), evaluate=lambda a, known: {"params": 1, "loss": math.inf}
     )
     assert len(everywhere.evaluations) == 40
 
@@ -162,7 +162,7 @@ def test_values_that_are_not_finite_stop_no_search(make):
 def test_one_or_three_objectives(make, directions):
     result = run(
         make(SPACES["joint"], directions, evaluations=40),
-        evaluate=lambda a: {**measure(a), "depth": float(a.num_layers)},
+        evaluate=lambda a, known: {**measure(a), "depth": float(a.num_layers)},
     )
     assert len(set(ids(result))) == 40
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
         for seed in (0, 1):
             shift = worse + 0.01 * seed
 
-            def shifted(architecture, shift=shift):
+            def shifted(architecture, known=None, shift=shift):
                 values = measure(architecture)
                 return {**values, "loss": values["loss"] + shift}
 

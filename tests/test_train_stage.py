@@ -132,11 +132,13 @@ def test_resumed_from_the_middle_equals_the_whole(finished, base, tmp_path):
 def test_a_run_that_had_finished_training_goes_on_with_the_search(finished, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)
-    whole = (run_dir / "archive.jsonl").read_text().splitlines(keepends=True)
-    (run_dir / "archive.jsonl").write_text("".join(whole[:5]))
+    whole = Archive(run_dir / "archive.jsonl").evaluations
+    lines = (run_dir / "archive.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "archive.jsonl").write_text("".join(lines[:5]))
     (run_dir / "search.json").unlink()
     assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last"]) == 0
-    assert (run_dir / "archive.jsonl").read_text().splitlines(keepends=True) == whole
+    assert (run_dir / "archive.jsonl").read_text().startswith("".join(lines[:5]))
+    assert Archive(run_dir / "archive.jsonl").evaluations == whole
     assert all(torch.equal(value, weights(finished)[name]) for name, value in weights(run_dir).items())
 
 
@@ -252,6 +254,33 @@ def test_without_a_search_the_super_network_is_saved(base, tmp_path, capsys):
     assert cli.run(command) == 0
     assert (run_dir / "supernet" / "model.safetensors").exists()
     assert "nas-llm search" in capsys.readouterr().out.strip().splitlines()[-1]
+
+
+def test_a_front_of_the_full_network_alone_exports_nothing_and_says_so(base, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    settings = ["search_space.min_fraction=1.0", "trainer.max_steps=1", "trainer.val_check_interval=null"]
+    assert cli.run(arguments(base, run_dir, *settings)) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[lines.index("exported:") + 1] == "  nothing: the full network is alone on the front"
+    assert not (run_dir / "subnets").exists()
+    assert "The exported networks" not in (run_dir / "report.html").read_text()
+    assert cli.run(["evaluate", f"run_dir={run_dir}"]) == 0
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_are_shown_where_they_are_wanted(finished, tmp_path, capfd, progress):
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name in ("archive.jsonl", "search.json"):
+        (run_dir / name).unlink()
+    quiet = f"trainer.enable_progress_bar={str(progress).lower()}"
+    for stage in ("train ckpt_path=last", "search search.evaluations=14 search.population=6"):
+        name, *settings = stage.split()
+        capfd.readouterr()
+        assert cli.run([name, f"run_dir={run_dir}", quiet, *settings]) == 0
+        shown = capfd.readouterr()
+        assert ("search: " in shown.err and "truncation: " in shown.err) == progress, stage
+        assert (shown.err.strip() == "") == (not progress), shown.err
+        assert "Pareto front:" in shown.out
 
 
 def test_two_processes_from_the_command_line_equal_one(finished, base, tmp_path):

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -144,7 +145,8 @@ class SandwichBenchmark:
         supernet = Supernet(llama()).eval()
         objectives: list[Objective] = [Params(), Loss([random_batch(self.batch_size, self.sequence_length)])]
         search = NSGA2(SearchSpace.joint(supernet), directions(objectives), self.evaluations, min(16, self.evaluations))
-        result = run_search(search, lambda a: measure(objectives, supernet, a), Archive(None), progress=False)
+        evaluate = partial(measure, objectives, supernet)
+        result = run_search(search, evaluate, Archive(None), progress=False)
         return Figure(
             "NSGA-II's own time / its evaluations'",
             result.search_overhead,

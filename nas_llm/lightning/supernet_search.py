@@ -7,6 +7,7 @@ objective are recorded with the run, and others are refused.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class SupernetSearch:
         return search_run_directory(
             self.run_dir,
             self.make_search(),
-            lambda architecture: measure(self.objectives, supernet, architecture),
+            partial(measure, self.objectives, supernet),
             units={"params": "parameters", **{objective.name: objective.unit for objective in self.objectives}},
             full=supernet.largest(),
             split=SPLIT,
@@ -85,7 +86,7 @@ class SupernetSearch:
         logger.info("truncation baseline: the network as it was before sorting and training")
         original = self.untrained().to(supernet.model.device).eval()
         qualities = [objective for objective in self.objectives if objective.name not in COSTS]
-        return lambda architecture: measure(qualities, original, architecture)
+        return partial(measure, qualities, original)
 
 
 def validation_batches(data: Any, limit: int | float | None = None) -> list[Batch]:

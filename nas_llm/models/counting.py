@@ -26,8 +26,13 @@ Weights = tuple[tuple[Layout, ...], ...]
 
 @dataclass(frozen=True)
 class Costs:
-    """Layouts of a super-network's ``weights``, each once (parameters), and ``projections`` (multiply-accumulates)."""
+    """Layouts of a super-network's ``weights``, each once (parameters), and ``projections`` (multiply-accumulates).
 
+    Raises:
+        ValueError: from every count, an architecture that is larger than ``full``.
+    """
+
+    full: Architecture
     weights: Weights
     projections: Weights
     layer_weights: tuple[Weights, ...]
@@ -43,9 +48,9 @@ class Costs:
         weights = _weights(shared, seen)
         layer_weights = tuple(_weights(layer, seen) for layer in layers)
         layer_projections = tuple(_projections(layer) for layer in layers)
-        if len(set(layer_weights)) == 1 and len(set(layer_projections)) == 1:  # one table serves every layer
+        if full.is_uniform and len(set(layer_weights)) == len(set(layer_projections)) == 1:  # a table for every layer
             layer_weights, layer_projections = layer_weights[:1], layer_projections[:1]
-        return cls(weights, _projections(shared), layer_weights, layer_projections)
+        return cls(full, weights, _projections(shared), layer_weights, layer_projections)
 
     def num_parameters(self, architecture: Architecture) -> int:
         hidden = architecture.hidden
@@ -62,20 +67,23 @@ class Costs:
     def _sum(
         self, architecture: Architecture, layouts: tuple[Weights, ...], kept: dict[tuple[int, Shape], Polynomial]
     ) -> int:
+        hidden, layers, full = architecture.hidden, architecture.layers, self.full
+        if not layers or hidden > full.hidden or layers[-1].index >= len(full.layers):
+            architecture.refuse_misfit(full)
         a = b = c = 0
         same = len(layouts) == 1
-        for layer in architecture.layers:
+        for layer in layers:
             key = (
                 0 if same else layer.index,
                 (layer.kv_groups, layer.heads_per_group, layer.head_dim, layer.ffn),
             )
             terms = kept.get(key)
             if terms is None:
+                architecture.refuse_misfit(full)  # a shape that was counted before fits
                 terms = kept[key] = _polynomial(layouts[key[0]], layer)
             a += terms[0]
             b += terms[1]
             c += terms[2]
-        hidden = architecture.hidden
         return a + b * hidden + c * hidden * hidden
 
 

@@ -27,6 +27,15 @@ class ElasticModule(nn.Module):
     elastic_active: Sizes | None  # None: the whole module
     elastic_plain_class: type[nn.Module]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its class has no name to be pickled by: it is made again from the plain one."""
+        return _blank, (self.elastic_plain_class, tuple(self._parameters)), self.__dict__
+
+
+def _blank(plain: Any, parameters: tuple[str, ...]) -> nn.Module:
+    made = _elastic_class(plain, parameters)
+    return made.__new__(made)
+
 
 def make_elastic(module: nn.Module, layouts: Layouts, full: Sizes) -> None:
     """Gives ``module`` sliced parameters, in place."""

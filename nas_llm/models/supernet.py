@@ -33,15 +33,18 @@ class Supernet(nn.Module):
     """A super-network around a causal language model, which it changes in place (its weights and its function stay).
 
     Raises:
-        ValueError: the family, or one of the model's parameters, is not in the table of ``models/families.py``.
+        ValueError: the family, or one of the model's parameters, is not in the table of ``models/families.py``; the
+            model has no output head, or another super-network is around it. The model is as it was then.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        _refuse_wrapped(model)
         self.model = model
         self.config = model.config
         self.family = model.config.model_type
         self._row = family_of(model.config)
+        _refuse_headless(model)
         self._full = largest_of(model)
         self._whole_config = copy.copy(model.config)  # activation changes the one that the modules share
         self.elastic_axes = self._row.elastic_axes(model.config)
@@ -153,11 +156,20 @@ class Supernet(nn.Module):
     # ---------------------------------------------------------------- counting (shapes alone)
 
     def num_parameters(self, architecture: Architecture) -> int:
-        """Exact number of parameters of the extracted model, tied weights counted once."""
+        """Exact number of parameters of the extracted model, tied weights counted once.
+
+        Raises:
+            ValueError: the architecture is larger than the network.
+        """
         return self._costs.num_parameters(architecture)
 
     def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
-        """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask)."""
+        """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask).
+
+        Raises:
+            ValueError: the architecture is larger than the network, or a size is below 1.
+        """
+        _refuse_below_one(batch_size=batch_size, sequence_length=sequence_length)
         return self._costs.macs(architecture, batch_size, sequence_length)
 
     def weight_bytes(self, architecture: Architecture) -> int:
@@ -165,7 +177,9 @@ class Supernet(nn.Module):
         return self.num_parameters(architecture) * self.model.dtype.itemsize
 
     def kv_cache_bytes(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
-        """Bytes of a full key/value cache in the model's precision."""
+        """Bytes of a full key/value cache in the model's precision. Raises as :meth:`macs`."""
+        _refuse_below_one(batch_size=batch_size, sequence_length=sequence_length)
+        architecture.refuse_misfit(self._full)
         units = sum(2 * layer.kv_groups * layer.head_dim for layer in architecture.layers)
         return units * batch_size * sequence_length * self.model.dtype.itemsize
 
@@ -220,33 +234,28 @@ class Supernet(nn.Module):
         hidden = {"hidden": self._full.hidden}
         layer_sizes = [sizes_of(self._full.hidden, choice) for choice in self._full.layers]
         self._in_layer = [[] for _ in self._blocks]
-        for name, module in list(self.model.named_modules()):
+        found: list[tuple[nn.Module, Layouts, Sizes, list[ElasticModule]]] = []
+        for name, module in self.model.named_modules():
             if not any(parameter is not None for parameter in module._parameters.values()):
                 continue
             if name.startswith(prefix):
                 index, _, inside = name[len(prefix) :].partition(".")
-                row, full, found = self._row.layer.get(inside), layer_sizes[int(index)], self._in_layer[int(index)]
+                row, full, place = self._row.layer.get(inside), layer_sizes[int(index)], self._in_layer[int(index)]
             else:
-                row, full, found = self._row.shared.get(name), hidden, self._shared
+                row, full, place = self._row.shared.get(name), hidden, self._shared
             if row is None:
                 raise ValueError(
                     f"{type(self.model).__name__}: the module {name!r} is not in the table of family {self.family!r} "
                     "(nas_llm/models/families.py); this variant of the family is not supported"
                 )
-            make_elastic(module, _layouts(name, module, row, full), full)
-            found.append(module)  # type: ignore[arg-type]
+            found.append((module, _layouts(name, module, row, full), full, place))
+        for module, layouts, full, place in found:  # once the table is known to hold for all
+            make_elastic(module, layouts, full)
+            place.append(module)  # type: ignore[arg-type]
 
     def _refuse_misfit(self, architecture: Architecture) -> None:
         full = self._full
-        fits = (
-            architecture.layers
-            and architecture.hidden <= full.hidden
-            and architecture.layers[-1].index < full.num_layers
-        )
-        if not fits or any(_exceeds(layer, full.layers[layer.index]) for layer in architecture.layers):
-            raise ValueError(
-                f"the architecture ({architecture.summary()}) does not fit into the network ({full.summary()})"
-            )
+        architecture.refuse_misfit(full)
         head_dims = {layer.head_dim for layer in architecture.layers}
         if head_dims != {full.layers[0].head_dim}:
             if "head_dim" not in self.elastic_axes:
@@ -321,6 +330,28 @@ def largest_of(model: PreTrainedModel) -> Architecture:
     return Architecture(cut.hidden, tuple(LayerChoice(i, *layer.shape) for i, layer in enumerate(cut.layers)))
 
 
+def _refuse_below_one(**sizes: int) -> None:
+    for key, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{key}={size}: it must be at least 1")
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    if any(isinstance(module, ElasticModule) for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__}: a Supernet is around this model already: use that one, or pass a model of its "
+            "own, as Supernet(supernet.extract(supernet.largest()))"
+        )
+
+
+def _refuse_headless(model: PreTrainedModel) -> None:
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"{type(model).__name__} has no output head, so it is no causal language model: pass one, as "
+            "Supernet(AutoModelForCausalLM.from_pretrained(path)) or Supernet.from_pretrained(path)"
+        )
+
+
 def _layouts(name: str, module: nn.Module, row: Row, full: Sizes) -> Layouts:
     """Layouts of a module's parameters, checked against their shapes."""
     from transformers.pytorch_utils import Conv1D
@@ -343,10 +374,6 @@ def _layouts(name: str, module: nn.Module, row: Row, full: Sizes) -> Layouts:
             )
         found[parameter_name] = layout
     return found
-
-
-def _exceeds(layer: LayerChoice, full: LayerChoice) -> bool:
-    return any(size > limit for size, limit in zip(layer.shape, full.shape, strict=True))
 
 
 def _set(target: dict[str, Any], key: str, value: Any, undo: Undo) -> None:

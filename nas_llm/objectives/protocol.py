@@ -1,6 +1,7 @@
 """What an objective is: one number of one sub-network, with a name, a unit and a direction."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -31,18 +32,23 @@ class Derived(Protocol):
         """Its value if something in `measured` determines it; None where it has to be measured."""
 
 
-def measure(objectives: Sequence[Objective], supernet: Supernet, architecture: Architecture) -> dict[str, float]:
+def measure(
+    objectives: Sequence[Objective],
+    supernet: Supernet,
+    architecture: Architecture,
+    known: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, float]:
     """All objectives of one sub-network, and its parameters in any case (arithmetic that every table needs).
 
-    What one objective tells of another is not measured twice: perplexity is the exponential of the loss.
+    What is `known` of it, by the objective's name, is not measured again, nor is what one objective tells of another:
+    perplexity is the exponential of the loss.
     """
-    values: dict[int, float] = {}
-    measured: dict[Objective, float] = {}
-    for index in sorted(range(len(objectives)), key=lambda i: isinstance(objectives[i], Derived)):
-        objective = objectives[index]
-        known = objective.derive(measured) if isinstance(objective, Derived) else None
-        values[index] = measured[objective] = objective(supernet, architecture) if known is None else known
-    named = {objective.name: values[index] for index, objective in enumerate(objectives)}
+    measured = {objective: known[objective.name] for objective in objectives if objective.name in known}
+    missing = [objective for objective in objectives if objective.name not in known]
+    for objective in sorted(missing, key=lambda objective: isinstance(objective, Derived)):
+        derived = objective.derive(measured) if isinstance(objective, Derived) else None
+        measured[objective] = objective(supernet, architecture) if derived is None else derived
+    named = {objective.name: measured[objective] for objective in objectives}
     return {"params": float(supernet.num_parameters(architecture)), **named}
 
 

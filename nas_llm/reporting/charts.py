@@ -37,7 +37,8 @@ def front_chart(run: RunFiles, search: Search, cost: str, quality: str) -> str:
         parts += [svg.triangle(at(e), x, y, "baseline", title(e, "truncated, untrained")) for e in baseline]
     parts.append(svg.line(staircase(search, cost, quality), x, y, "front-line"))
     parts += [svg.circle(at(e), x, y, "front", 5, title(e)) for e in search.front]
-    parts += [svg.circle(at(export.evaluation), x, y, "exported", 10) for export in run.exports]
+    exported = in_plane([export.evaluation for export in run.exports], cost, quality)
+    parts += [svg.circle(point, x, y, "exported", 10) for point in exported]
     parts.append(svg.star(at(search.full), x, y, "full", title(search.full, "full network")))
     return svg.document(parts, f"Pareto front: {y_label} against {x_label}")
 

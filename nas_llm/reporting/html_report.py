@@ -121,9 +121,10 @@ def _export(run: RunFiles, search: Search, export: Export) -> dict[str, Any]:
     baseline = search.truncation.get(export.id)
     values = export.evaluation.objectives
     size = numbers.percent(search.fraction(export.evaluation))
+    measured = [name for name in search.objectives if name in values and name != "params"]
     facts = {
         "parameters": f"{numbers.count(values['params'])} ({size} of the full)",
-        **{numbers.label(n): _against(search, n, values[n]) for n in search.objectives if n != "params"},
+        **{numbers.label(name): _against(search, name, values[name]) for name in measured},
     }
     if baseline is not None:
         facts[f"{numbers.label(quality)}, truncated"] = numbers.value(quality, baseline.objectives[quality])
@@ -135,7 +136,7 @@ def _export(run: RunFiles, search: Search, export: Export) -> dict[str, Any]:
         "chart": charts.layers_chart(export.evaluation.architecture, search.full.architecture),
         "path": str(export.path.relative_to(run.path)),
         "stock": export.stock,
-        "loader": LOADERS[export.stock].format(path=export.path.relative_to(run.path)),
+        "loader": LOADERS[export.stock].format(path=export.path.relative_to(run.path), place="the run's directory"),
         "metrics": metric_rows(run, export.id, besides=search.objectives),
     }
 
@@ -162,13 +163,14 @@ def _curves(run: RunFiles) -> dict[str, Any] | None:
 
 def _search_facts(run: RunFiles, search: Search) -> dict[str, str]:
     facts, file = search.facts, run.path / "search_space.json"
+    size = SearchSpace.from_dict(read_json(file)).size if file.exists() else None
     overhead = facts["search_overhead"]
     return {
         "searcher": numbers.searcher(facts["searcher"]),
         "objectives": ", ".join(f"{name} ({o['direction']}, {o['unit']})" for name, o in search.objectives.items()),
-        "search space": f"{SearchSpace.from_dict(read_json(file)).size:,} architectures" if file.exists() else "",
-        "asked for": f"{facts['evaluations']:,} architectures, {facts['from_archive']:,} of them known before",
-        "measured on": f"{facts['samples']:,} records of the {facts['split']} split",
+        "search space": "" if size is None else numbers.counted(size, "architecture"),
+        "asked for": f"{numbers.counted(facts['evaluations'], 'architecture')}, {facts['from_archive']:,} known before",
+        "measured on": f"{numbers.counted(facts['samples'], 'record')} of the {facts['split']} split",
         "time": f"{numbers.duration(facts['evaluation_seconds'])} measuring"
         + (f", the searcher's own time is {numbers.percent(overhead)} of that" if overhead is not None else ""),
         "super-network": f"step {facts['step']:,}",

@@ -1,6 +1,6 @@
 """README.md of an exported model: how it was made, how it is built, what it measures, and how to load it."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,16 @@ from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 
 CARD_FILE = "README.md"
-LOADERS = {  # of models that the stock class can load, and of those it cannot
+LOADERS = {  # of models that the stock class can load, and of those it cannot; {place} is where {path} starts
     True: "from transformers import AutoModelForCausalLM\n\n"
-    'model = AutoModelForCausalLM.from_pretrained(\n    "{path}"\n)',
-    False: 'import nas_llm\n\nmodel = nas_llm.from_pretrained("{path}")',
+    'model = AutoModelForCausalLM.from_pretrained(\n    "{path}"  # from {place}\n)',
+    False: 'import nas_llm\n\nmodel = nas_llm.from_pretrained("{path}")  # from {place}',
 }
+TEACHERS = {  # training.teacher
+    "in_place": "the in-place teacher (the largest network as it trains)",
+    "frozen": "a frozen teacher (the network as it was before training)",
+}
+DISTANCES = {"mse": "MSE", "cosine": "cosine"}  # hidden_matching.distance
 OWN_MODEL_TYPE = "nas_llm"
 
 
@@ -53,14 +58,14 @@ def write_model_card(
         "base": run.setting("model.path"),
         "recipe": recipe(run),
         "stock": stock,
-        "loader": LOADERS[stock].format(path=name or folder.name),
+        "loader": LOADERS[stock].format(path=name or folder.name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "summary": architecture.summary(),
         "parameters": None if params is None else numbers.count(params),
         "fraction": _fraction(run, params),
         "layers": _layers(architecture, whole),
         "hidden": _of(architecture.hidden, whole.hidden if whole else None),
-        "depth": _of(architecture.num_layers, whole.num_layers if whole else None),
+        "depth": _depth(architecture.num_layers, whole.num_layers if whole else architecture.num_layers),
         "metrics": metric_rows(run, architecture.id),
         "results": _model_index(run, architecture.id),
         "command": " ".join(run.stages[0]["argv"]) if run.stages else "",
@@ -81,16 +86,31 @@ def recipe(run: RunFiles) -> list[str]:
             f"Its units were sorted by {_named(importance, 'importance')}, so that sub-networks keep the best."
         )
     if sampler := run.strategy("sampler"):
-        length = f" for {run.setting('trainer.max_steps'):,} steps" if run.setting("trainer.max_steps") else ""
+        max_steps = run.setting("trainer.max_steps") or -1
+        length = f" for {numbers.counted(max_steps, 'step')}" if max_steps > 0 else ""
         data = f" on {run.setting('data.path')}" if run.setting("data.path") else ""
-        teacher = f" and {_named(run.strategy('distillation'), 'distillation')}" if run.strategy("distillation") else ""
-        steps.append(f"It was trained as a super-network with the {_named(sampler, 'sampler')}{teacher}{length}{data}.")
+        losses = _taught(run)
+        teacher = TEACHERS.get(run.setting("training.teacher")) if losses else None
+        by, whose = _listed([_named(sampler, "sampler"), *losses]), f" from {teacher}" if teacher else ""
+        steps.append(f"It was trained as a super-network with the {by}{whose}{length}{data}.")
     if run.search is not None:
-        *first, last = (numbers.label(name) for name in run.search.objectives)
-        compared, facts = " and ".join(filter(None, [", ".join(first), last])), run.search.facts
-        searcher = numbers.searcher(facts["searcher"])
-        steps.append(f"{searcher} compared {facts['evaluations']:,} sub-networks by {compared}.")
+        compared, facts = _listed([numbers.label(name) for name in run.search.objectives]), run.search.facts
+        networks = numbers.counted(facts["evaluations"], "sub-network")
+        steps.append(f"{numbers.searcher(facts['searcher'])} compared {networks} by {compared}.")
     return steps
+
+
+def _taught(run: RunFiles) -> list[str]:
+    """What the sub-networks learnt from a teacher, by its losses; nothing where they learnt from the labels alone."""
+    distillation, distance = run.strategy("distillation"), run.setting("hidden_matching.distance")
+    losses = [] if distillation in (None, "labels") else [_named(distillation, "distillation")]
+    return losses if distance is None else [*losses, f"{DISTANCES.get(distance, distance)} hidden matching"]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    *first, last = words
+    return " and ".join(filter(None, [", ".join(first), last]))
 
 
 def _named(strategy: str | None, kind: str) -> str:
@@ -146,6 +166,10 @@ def _layers(architecture: Architecture, full: Architecture | None) -> list[dict[
 
 def _of(kept: int, whole: int | None) -> str:
     return str(kept) if whole is None or whole == kept else f"{kept} of {whole}"
+
+
+def _depth(kept: int, whole: int) -> str:
+    return f"{_of(kept, whole)} {numbers.plural(whole, 'layer')}"
 
 
 def _fraction(run: RunFiles, params: float | None) -> str:

@@ -49,6 +49,16 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 layer, 2 layers, 1,200 layers."""
+    return f"{number:,} {plural(number, noun)}"
+
+
+def plural(number: int, noun: str) -> str:
+    """The noun as it follows this number."""
+    return noun if number == 1 else f"{noun}s"
+
+
 def tick(number: float) -> str:
     """A round number on an axis: 0.5, 20, 1.5 M."""
     for scale, letter in SCALES:

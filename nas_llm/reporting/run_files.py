@@ -183,29 +183,30 @@ class RunFiles:
             return None
         facts = read_json(file)
         names = {"params", *facts["objectives"]}
-        here = [e for e in self.evaluations if e.step == facts["step"] and e.source != TRUNCATION]
-        latest = {e.id: e for e in here if names <= e.objectives.keys()}
-        if facts["full"] not in latest:
+        measured = {id: e for id, e in self._at(facts["step"]).items() if names <= e.objectives.keys()}
+        if facts["full"] not in measured:
             raise ValueError(
                 f"{self.path / ARCHIVE_FILE} lacks the full network {facts['full']}: run nas-llm search again"
             )
-        baseline = {e.id: e for e in self.evaluations if e.source == TRUNCATION}
-        front = pareto_front(latest.values(), {name: o["direction"] for name, o in facts["objectives"].items()})
+        qualities = facts["objectives"].keys() - set(COSTS)
+        untrained = [e for e in self.evaluations if e.source == TRUNCATION and qualities <= e.objectives.keys()]
+        baseline = {e.id: e for e in untrained if qualities}
+        front = pareto_front(measured.values(), {name: o["direction"] for name, o in facts["objectives"].items()})
         matches = {e.id: baseline.get(first_layers(e.architecture).id) for e in front}
         on_front = {e.id for e in front}
         return Search(
             objectives=facts["objectives"],
-            full=latest[facts["full"]],
+            full=measured[facts["full"]],
             front=tuple(front),
-            dominated=tuple(e for e in latest.values() if e.id not in on_front and e.is_finite),
+            dominated=tuple(e for e in measured.values() if e.id not in on_front and e.is_finite(names)),
             truncation={id: found for id, found in matches.items() if found is not None},
             facts=facts,
         )
 
     @cached_property
     def exports(self) -> list[Export]:
-        """Models in `subnets/<id>`, the largest first."""
-        known = {e.id: e for e in self.evaluations if e.source != TRUNCATION}
+        """Models in `subnets/<id>` of which the last search's network was measured, the largest first."""
+        known = {} if self.search is None else self._at(self.search.facts["step"])
         found = []
         for file in (self.path / "subnets").glob("*/config.json"):
             if file.parent.name in known:
@@ -228,6 +229,10 @@ class RunFiles:
     def importance(self) -> Scores | None:
         """The scores that the super-network was sorted by; None where there are none."""
         return read(self.path)
+
+    def _at(self, step: int) -> dict[str, Evaluation]:
+        """What was measured of the super-network as it was after this optimizer step, by id."""
+        return {e.id: e for e in self.evaluations if e.step == step and e.source != TRUNCATION}
 
     def _log(self) -> list[dict[str, str]]:
         """Rows of the CSV logs in the order of the versions; a resumed run goes on in the next one."""

@@ -93,7 +93,7 @@ def front_table(run_dir: str | Path) -> str:
         cells += [numbers.percent(row.fraction), *rest, *([row.truncated] if truncation else [])]
         body.append([*cells, *(row.shape[key] for key in ("hidden", "layers", "heads", "ffn"))])
     tested = len(search.front) + len(search.dominated)
-    title = f"Pareto front: {len(search.front)} of {tested} architectures"
+    title = f"Pareto front: {len(search.front)} of {numbers.counted(tested, 'architecture')}"
     notes = [f"{len(everything) - len(shown)} more in {run.path / CSV_FILE}"] if len(shown) < len(everything) else []
     notes += ["* exported"] if any(row.exported for row in shown) else []
     notes += ["truncated: the untrained network cut to the same sizes"] if truncation else []

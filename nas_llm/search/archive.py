@@ -2,7 +2,8 @@
 
 `archive.jsonl` is only ever appended to, each line in one write followed by fsync, so that a process killed at any
 moment loses at most the line it was writing. Opening drops such a torn last line and says so. Values that are not
-finite are written as null and read as NaN.
+finite are written as null and read as NaN. What is measured later of an architecture at the same step is a line of its
+own, with the values known before beside the new ones; when read, its lines are one evaluation.
 """
 
 import json
@@ -10,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,23 @@ class Evaluation:
     """What one architecture measured.
 
     `objectives` maps names to values in the objectives' units; `source` is the search's name, "reference" or
-    "truncation"; `step` is the optimizer step of the super-network it was measured on.
+    "truncation"; `step` is the optimizer step of the super-network it was measured on. `seconds` that all values took
+    to be measured are no part of what it is.
     """
 
     architecture: Architecture
     objectives: Mapping[str, float]
     source: str = REFERENCE
     step: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def id(self) -> str:
         return self.architecture.id
 
-    @property
-    def is_finite(self) -> bool:
-        return all(math.isfinite(value) for value in self.objectives.values())
+    def is_finite(self, names: Iterable[str]) -> bool:
+        """Whether the values of these objectives are."""
+        return all(math.isfinite(self.objectives[name]) for name in names)
 
     def to_dict(self) -> dict[str, Any]:
         objectives = {name: float(value) if math.isfinite(value) else None for name, value in self.objectives.items()}
@@ -53,25 +56,29 @@ class Evaluation:
             "objectives": objectives,
             "source": self.source,
             "step": self.step,
+            "seconds": round(self.seconds, 6),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
-        """Inverse of `to_dict`. Raises ValueError where a field is missing or the id is not the architecture's."""
+        """Inverse of `to_dict`; seconds may be missing, as in archives from before they were recorded.
+
+        Raises:
+            ValueError: another field is missing, or the id is not the architecture's.
+        """
         missing = [key for key in ("id", "architecture", "objectives", "source", "step") if key not in data]
         if missing:
             raise ValueError(f"not an evaluation: {missing} missing")
         objectives = {name: math.nan if value is None else float(value) for name, value in data["objectives"].items()}
-        evaluation = cls(
-            Architecture.from_dict(data["architecture"]), objectives, str(data["source"]), int(data["step"])
-        )
+        architecture, seconds = Architecture.from_dict(data["architecture"]), float(data.get("seconds", 0.0))
+        evaluation = cls(architecture, objectives, str(data["source"]), int(data["step"]), seconds)
         if evaluation.id != data["id"]:
             raise ValueError(f"id {data['id']} is not that of its architecture, {evaluation.id}")
         return evaluation
 
 
 class Archive:
-    """Append-only record of evaluations; `path=None` keeps it in memory.
+    """Append-only record of evaluations, one for each architecture, step and network; `path=None` keeps it in memory.
 
     Raises:
         ValueError: a line before the last is not an evaluation; its number is named.
@@ -79,7 +86,6 @@ class Archive:
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self._evaluations: list[Evaluation] = []
         self._known: dict[tuple[bool, int, str], Evaluation] = {}
         if self.path is not None and self.path.exists():
             evaluations, whole = _read(self.path)
@@ -90,18 +96,16 @@ class Archive:
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """In the order in which they were measured."""
-        return tuple(self._evaluations)
+        """In the order in which they were first measured."""
+        return tuple(self._known.values())
 
     @property
     def step(self) -> int:
         """The latest step of the super-network that anything was measured at; 0 for an empty archive."""
-        return max((evaluation.step for evaluation in self._evaluations), default=0)
+        return max((evaluation.step for evaluation in self._known.values()), default=0)
 
     def at(self, step: int, *, source: str | None = None) -> list[Evaluation]:
-        """The last evaluation of each architecture at `step`: of the truncation baseline if so asked, else of the
-        rest.
-        """
+        """The evaluations at `step`: of the truncation baseline if so asked, else of the rest."""
         wanted = source == TRUNCATION
         return [
             evaluation
@@ -129,13 +133,18 @@ class Archive:
     def extend_in_memory(self, evaluations: Iterable[Evaluation]) -> None:
         """Take over evaluations that another process has written."""
         for evaluation in evaluations:
-            self._evaluations.append(evaluation)
-            self._known[(evaluation.source == TRUNCATION, evaluation.step, evaluation.id)] = evaluation
+            key = (evaluation.source == TRUNCATION, evaluation.step, evaluation.id)
+            before = self._known[key].objectives if key in self._known else {}
+            self._known[key] = replace(evaluation, objectives={**before, **evaluation.objectives})
 
 
 def read_archive(path: str | Path) -> list[Evaluation]:
-    """The evaluations of an archive file, without changing it; a torn last line is left out."""
-    return _read(Path(path))[0]
+    """The evaluations of an archive file, merged as in `Archive`; the file is not changed, a torn last line not
+    read.
+    """
+    archive = Archive()
+    archive.extend_in_memory(_read(Path(path))[0])
+    return list(archive.evaluations)
 
 
 def _read(path: Path) -> tuple[list[Evaluation], int]:

@@ -63,13 +63,14 @@ def search_run_directory(
 
     Args:
         search: the same on every rank.
-        evaluate: values of one architecture of the super-network; at least the search's objectives and `params`.
+        evaluate: values of one architecture of the super-network that are not known of it; at least the search's
+            objectives and `params`.
         units: of the objectives.
         full: the whole network, measured beside the search.
         split: the data behind the values.
         samples: number of records of it.
         untrained: makes the baseline's `evaluate`, on the network as it was before sorting and training; None leaves
-            it out.
+            it out, and so do objectives that all are costs.
         step: optimizer step of the super-network.
         log: takes `search/hypervolume` after every evaluation, on rank 0.
 
@@ -94,9 +95,9 @@ def search_run_directory(
     measured = [evaluation for evaluation in archive.at(step) if names <= evaluation.objectives.keys()]
     front = Front.of(measured, search.directions, whole)
     baseline: list[Evaluation] = []
-    if untrained is not None:
+    qualities = [name for name in search.directions if name not in COSTS]
+    if untrained is not None and qualities:
         sizes = [first_layers(evaluation.architecture) for evaluation in front.evaluations]
-        qualities = [name for name in search.directions if name not in COSTS]
         baseline = measure_all(
             sizes, untrained(), archive, names=qualities, source=TRUNCATION, progress=progress, ranks=ranks
         )
@@ -166,8 +167,8 @@ def _write(
     metrics = _metrics([full, *outcome.front.evaluations], units, data)
     metrics += _metrics(outcome.truncation, units, {**data, "variant": TRUNCATION})
     if math.isfinite(result.search_overhead):
-        overhead = {"name": "search_overhead", "value": result.search_overhead, "unit": "1", "samples": result.measured}
-        metrics.append(overhead)
+        overhead = {"name": "search_overhead", "value": result.search_overhead, "unit": "1"}
+        metrics.append({**overhead, "samples": len(result.evaluations)})
     if outcome.curve is not None:
         value = {"name": HYPERVOLUME, "value": outcome.curve.value, "unit": "1", "variant": search.name}
         metrics.append({**value, **data, "evaluations": outcome.curve.evaluations})

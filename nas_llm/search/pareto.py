@@ -140,21 +140,26 @@ class Front:
         objective = LIMITS[key]
         if not value > 0 or math.isinf(value):
             raise ValueError(f"{key}={value} is not a limit: give a number above 0")
-        if any(objective not in evaluation.objectives for evaluation in self.evaluations):
-            measured = ", ".join(self.evaluations[0].objectives)
-            raise ValueError(f"{key}={value} needs the objective {objective}, which was not measured (only {measured})")
+        if objective not in self._measured:
+            known = ", ".join(self._measured)
+            raise ValueError(f"{key}={value} needs the objective {objective}, which was not measured (only {known})")
         if objective != "params" or value > 1:
             return value
         if self.full is None:
             raise ValueError(f"max_params={value} is a fraction of the full network, whose size is not in the archive")
         return value * self.full.objectives["params"]
 
+    @property
+    def _measured(self) -> list[str]:
+        """Objectives that every network of the front has."""
+        names = self.evaluations[0].objectives
+        return [name for name in names if all(name in evaluation.objectives for evaluation in self.evaluations)]
+
     def _deciding(self, minimise: str | None) -> str:
-        measured = list(self.evaluations[0].objectives)
         if minimise is None:
             return next((name for name in self.directions if name not in COSTS), next(iter(self.directions)))
-        if minimise not in measured:
-            raise ValueError(f"minimise={minimise} was not measured; allowed are {', '.join(measured)}")
+        if minimise not in self._measured:
+            raise ValueError(f"minimise={minimise} was not measured; allowed are {', '.join(self._measured)}")
         return minimise
 
     def _nothing_fits(self, key: str, given: float | None, limit: float, smallest: float) -> str:

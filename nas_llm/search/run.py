@@ -8,9 +8,9 @@ the same.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from nas_llm.architecture import Architecture
 from nas_llm.search.archive import Archive, Evaluation
 from nas_llm.search.protocol import Search
 
-Evaluate = Callable[[Architecture], dict[str, float]]
+Evaluate = Callable[[Architecture, Mapping[str, float]], Mapping[str, float]]
+"""An architecture and the values that are known of it -> at least the values that are not, by objective."""
 ASK = 64  # architectures asked for at once; the search itself returns no more than a generation
 
 logger = logging.getLogger(__name__)
@@ -53,12 +54,19 @@ class Ranks:
 
 @dataclass
 class SearchResult:
-    """What a search measured and what it took. `search_overhead` is the searcher's own time over the measurements'."""
+    """What a search measured and what it took. `search_overhead` is the searcher's own time over the measurements'.
+
+    Both times are of all its evaluations: a resumed search asks for every one again, and those that the archive
+    answers bring the seconds that they once took.
+    """
 
     evaluations: list[Evaluation] = field(default_factory=list)  # in the order in which they were asked
     from_archive: int = 0
     search_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
+
+    @property
+    def evaluation_seconds(self) -> float:
+        return sum(evaluation.seconds for evaluation in self.evaluations)
 
     @property
     def measured(self) -> int:
@@ -93,10 +101,10 @@ def run_search(
 
     Args:
         search: the same on every rank.
-        evaluate: measures one architecture; its values may be more than the search's objectives. Values that are not
-            finite are recorded, named in the log, and rank last.
+        evaluate: measures of one architecture what is not known; its values may be more than the search's objectives.
+            Values that are not finite are recorded, named in the log, and rank last.
         archive: as `open_archive` gives it; answers what was measured before at this `step`, and takes what is
-            measured now.
+            measured now. Of an architecture that lacks some objectives there, only those are measured.
         step: optimizer step of the super-network, written with each evaluation.
         observe: called with each evaluation as it comes, in the order in which they were asked.
 
@@ -111,16 +119,16 @@ def run_search(
     bar = tqdm(total=search.evaluations, desc="search", unit="arch", disable=not progress or ranks.rank > 0)
     with bar:
         while not search.done:
-            with _timed(result, "search_seconds"):
+            with _searching(result):
                 asked = search.ask(ASK)
             told = []
-            for evaluation, known in _answers(asked, evaluate, archive, names, search.name, step, ranks, result):
+            for evaluation, known in _answers(asked, evaluate, archive, names, search.name, step, ranks):
                 told.append(evaluation)
                 result.from_archive += known
                 bar.update()
                 if observe is not None:
                     observe(evaluation)
-            with _timed(result, "search_seconds"):
+            with _searching(result):
                 search.tell(told)
             result.evaluations += told
     _log(result, search.evaluations)
@@ -138,13 +146,13 @@ def measure_all(
     progress: bool = True,
     ranks: Ranks | None = None,
 ) -> list[Evaluation]:
-    """Evaluations of these architectures, in their order: the archive's where it has `names`, else measured and
-    recorded.
+    """Evaluations of these architectures, in their order: the archive's values, and of `names` those that it lacks
+    measured and recorded.
     """
     from tqdm.auto import tqdm
 
     ranks = ranks or Ranks.current()
-    answers = _answers(architectures, evaluate, archive, tuple(names), source, step, ranks, SearchResult())
+    answers = _answers(architectures, evaluate, archive, tuple(names), source, step, ranks)
     quiet = not progress or ranks.rank > 0
     return [found for found, _ in tqdm(answers, desc=source, total=len(architectures), unit="arch", disable=quiet)]
 
@@ -157,47 +165,47 @@ def _answers(
     source: str,
     step: int,
     ranks: Ranks,
-    result: SearchResult,
 ) -> Iterator[tuple[Evaluation, bool]]:
-    """Evaluations in the order asked for, each with whether the archive knew it; unknown ones are measured W at a
-    time.
+    """Evaluations in the order asked for, each with whether the archive knew all of it; what is unknown is measured W
+    at a time.
     """
-    known = {}
-    for architecture in asked:
+
+    def recorded(architecture: Architecture) -> Evaluation:
         found = archive.find(architecture, step=step, source=source)
-        known[architecture.id] = found if found is not None and found.objectives.keys() >= set(names) else None
-    unknown = [architecture for architecture in asked if known[architecture.id] is None]
+        return Evaluation(architecture, {}, source, step) if found is None else found
+
+    distinct = dict.fromkeys(asked)
+    unknown = [architecture for architecture in distinct if not recorded(architecture).objectives.keys() >= set(names)]
     position = 0
     for architecture in asked:
-        evaluation = known[architecture.id]
-        if evaluation is not None:
-            yield evaluation, True
+        if position == len(unknown) or architecture != unknown[position]:
+            yield recorded(architecture), True
             continue
         if position % ranks.world_size == 0:
-            with _timed(result, "evaluation_seconds"):
-                measured = _measure_round(unknown[position : position + ranks.world_size], evaluate, ranks)
-            for candidate, values in measured.items():
-                archive.append(_checked(Evaluation(candidate, values, source, step), names))
+            before = [recorded(candidate) for candidate in unknown[position : position + ranks.world_size]]
+            for evaluation in _measure_round(before, evaluate, ranks):
+                archive.append(_checked(replace(evaluation, source=source), names))
         position += 1
-        found = archive.find(architecture, step=step, source=source)
-        assert found is not None
-        yield found, False
+        yield recorded(architecture), False
 
 
-def _measure_round(
-    architectures: Sequence[Architecture], evaluate: Evaluate, ranks: Ranks
-) -> dict[Architecture, dict[str, float]]:
-    """Rank r measures the r-th; values of all, on all ranks."""
-    mine = architectures[ranks.rank] if ranks.rank < len(architectures) else None
-    gathered = ranks.gather(None if mine is None else evaluate(mine))
-    return dict(zip(architectures, gathered, strict=False))
+def _measure_round(before: Sequence[Evaluation], evaluate: Evaluate, ranks: Ranks) -> list[Evaluation]:
+    """Rank r completes the r-th; all of them, on all ranks, which share the seconds of the round."""
+    start = time.perf_counter()
+    mine = before[ranks.rank] if ranks.rank < len(before) else None
+    gathered = ranks.gather(None if mine is None else dict(evaluate(mine.architecture, mine.objectives)))
+    seconds = (time.perf_counter() - start) / len(before)
+    return [
+        replace(evaluation, objectives={**evaluation.objectives, **values}, seconds=evaluation.seconds + seconds)
+        for evaluation, values in zip(before, gathered, strict=False)
+    ]
 
 
 def _checked(evaluation: Evaluation, names: tuple[str, ...]) -> Evaluation:
     missing = [name for name in names if name not in evaluation.objectives]
     if missing:
         raise ValueError(f"objectives={missing} were not measured for architecture {evaluation.id}")
-    if not evaluation.is_finite:
+    if not evaluation.is_finite(names):
         shown = ", ".join(f"{name}={value:g}" for name, value in evaluation.objectives.items())
         logger.warning("architecture %s (%s) ranks last: %s", evaluation.id, evaluation.architecture.summary(), shown)
     return evaluation
@@ -210,13 +218,13 @@ def _log(result: SearchResult, budget: int) -> None:
             "the search space is exhausted: all its %d architectures are measured, of %d allowed", spent, budget
         )
     logger.info(
-        "search: %d architectures, %d of them from the archive; %.1f s measuring, %.2f s searching (%.2f %%)",
+        "search: %d architectures, %d of them from the archive; %.1f s measuring them, %.2f s searching (%.2f %%)",
         *(spent, result.from_archive, result.evaluation_seconds, result.search_seconds, 100 * result.search_overhead),
     )
 
 
 @contextmanager
-def _timed(result: SearchResult, name: str) -> Iterator[None]:
+def _searching(result: SearchResult) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    setattr(result, name, getattr(result, name) + time.perf_counter() - start)
+    result.search_seconds += time.perf_counter() - start

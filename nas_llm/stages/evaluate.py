@@ -12,17 +12,20 @@ from nas_llm.architecture import Architecture
 from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
 from nas_llm.objectives import Objective, measure
+from nas_llm.reporting import numbers
 from nas_llm.run_directory import add_metrics
 from nas_llm.stages.data import recorded_data
 from nas_llm.stages.export import SUBNETS
-from nas_llm.stages.finished_run import FinishedRun
+from nas_llm.stages.finished_run import ARCHIVE, FinishedRun
 from nas_llm.stages.search import load_supernet
 
 SPLIT = "test"
 
 
 def main(cfg: DictConfig) -> None:
-    """By ``architecture`` or a budget one sub-network; else the whole one, every exported one and the smallest."""
+    """By ``architecture`` or a budget one sub-network; else the largest, every exported one (the middle one where the
+    run was not searched, or nothing of it exported) and the smallest.
+    """
     with quiet():
         _main(cfg)
 
@@ -44,20 +47,18 @@ def _main(cfg: DictConfig) -> None:
         add_metrics(run.run_dir, _metrics(architecture, values, objectives, samples))
         rows.append((name, architecture, values))
     print(_table(rows, objectives))
-    print(f"\n{samples} records of the split {SPLIT}; written to {run.run_dir / 'results.json'}")
+    print(f"\n{numbers.counted(samples, 'record')} of the split {SPLIT}; written to {run.run_dir / 'results.json'}")
 
 
 def _chosen(run: FinishedRun, cfg: DictConfig) -> dict[str, Architecture]:
     if any(value is not None for value in (cfg.architecture, cfg.max_params, cfg.max_latency_ms)):
         architecture = run.choose(cfg.architecture, cfg.max_params, cfg.max_latency_ms)
         return {cfg.architecture or architecture.id: architecture}
-    known = {evaluation.id: evaluation.architecture for evaluation in run.evaluations}
+    searched = (run.run_dir / ARCHIVE).exists()
+    known = {evaluation.id: evaluation.architecture for evaluation in run.evaluations} if searched else {}
     exported = sorted(path.name for path in (run.run_dir / SUBNETS).glob("*") if path.name in known)
-    return {
-        "largest": run.space.largest(),
-        **{id: known[id] for id in exported},
-        "smallest": run.space.smallest(),
-    }
+    between = {id: known[id] for id in exported} or {"middle": run.space.middle()}
+    return {"largest": run.space.largest(), **between, "smallest": run.space.smallest()}
 
 
 def _metrics(
@@ -69,8 +70,6 @@ def _metrics(
 
 
 def _table(rows: Sequence[tuple[str, Architecture, Mapping[str, float]]], objectives: Sequence[Objective]) -> str:
-    from nas_llm.reporting import numbers
-
     units = {"params": ""} | {objective.name: objective.unit for objective in objectives}
     head = ["network", *units, "shape"]
     body = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_llm.architecture import Architecture
+from nas_llm.reporting.run_files import RunFiles
 from nas_llm.run_directory import read_json
 from nas_llm.search.archive import TRUNCATION, Archive, Evaluation
 from nas_llm.search_space import SearchSpace
@@ -61,7 +62,7 @@ class FinishedRun:
 
         search = read_json(self._need(SEARCH, "search"))
         directions: dict[str, Any] = {name: entry["direction"] for name, entry in search["objectives"].items()}
-        known = {evaluation.id: evaluation for evaluation in self.evaluations}
+        known = {e.id: e for e in self.evaluations if e.step == search["step"]}
         return Front(tuple(known[id] for id in search["front"]), directions, known.get(search["full"]))
 
     def choose(
@@ -97,5 +98,9 @@ class FinishedRun:
     def _need(self, name: str, stage: str) -> Path:
         path = self.run_dir / name
         if not path.exists():
-            raise ValueError(f"run_dir={self.run_dir} has no {name}; make it: nas-llm {stage} run_dir={self.run_dir}")
+            command = f"nas-llm {stage} run_dir={self.run_dir}"
+            if stage == "search":
+                command += " search=nsga2" if RunFiles(self.run_dir).strategy("search") is None else ""
+                command += f", or give architecture={'|'.join(REFERENCES)}, which need none"
+            raise ValueError(f"run_dir={self.run_dir} has no {name}; make it: {command}")
         return path

@@ -220,8 +220,8 @@ def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedToke
     ]
     page = write_report(run_dir)
     print(f"\n{front_table(run_dir)}\n")
-    if exported:
-        print("exported:", *exported, sep="\n  ")
+    named = [str(path) for path in exported] or ["nothing: the full network is alone on the front"]
+    print("exported:", *named, sep="\n  ")
     print(f"report: {page}")
     print(f"Everything lies in {run_dir}; try next: {_command('evaluate', run_dir)}")
 
