@@ -199,11 +199,19 @@ class Supernet(nn.Module):
     # ---------------------------------------------------------------- saving
 
     def save(self, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Writes a Hugging Face directory (the sorted full network) with the order of its axes beside it."""
+        """Writes a Hugging Face directory (the sorted full network) with the order of its axes beside it.
+
+        Raises:
+            ValueError: as :func:`nas_llm.save_pretrained`.
+        """
         from nas_llm.models.loading import save_pretrained
 
         save_pretrained(
-            self.extract(self._full), path, tokenizer=tokenizer, extra=lambda folder: write_order(self._order, folder)
+            self.extract(self._full),
+            path,
+            tokenizer=tokenizer,
+            extra=lambda folder: write_order(self._order, folder),
+            setting="run_dir",
         )
 
     @classmethod
