@@ -371,6 +371,50 @@ def test_bf16_sub_networks():
         )
 
 
+def long_batch() -> dict[str, torch.Tensor]:
+    """Long enough for rounded rotary frequencies to show."""
+    return {"input_ids": torch.randint(3, 96, (2, 60), generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cast_super_network_is_what_the_stock_class_loads_in_that_precision(name, dtype, tmp_path):
+    supernet = build(name)
+    kept = {"largest": supernet.largest(), "uniform": small_uniform(supernet)}
+    for folder, architecture in kept.items():
+        save_pretrained(supernet.extract(architecture), tmp_path / folder)
+    supernet.to(dtype)
+    for folder, architecture in kept.items():
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / folder, dtype=dtype)
+        expected = logits_of(stock, long_batch())
+        cast, loaded = supernet.extract(architecture), Supernet(stock)
+        for small in (cast, loaded.extract(loaded.largest())):
+            assert torch.equal(logits_of(small, long_batch()), expected)
+            save_pretrained(small, tmp_path / "saved")
+            saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+            assert saved.dtype == dtype
+            assert torch.equal(logits_of(saved, long_batch()), expected)
+            weights = load_file(tmp_path / "saved" / "model.safetensors")
+            assert not any(key.endswith(("inv_freq", "embed_scale")) for key in weights)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cut_loaded_in_another_precision_is_that_of_a_cast_super_network(name, tmp_path):
+    supernet = build(name)
+    (architecture,) = random_architectures(supernet, 1, seed=5)
+    save_pretrained(supernet.extract(architecture), tmp_path / "cut")
+    expected = logits_of(supernet.to(torch.bfloat16).extract(architecture), long_batch())
+    assert torch.equal(logits_of(from_pretrained(tmp_path / "cut", dtype="bfloat16"), long_batch()), expected)
+
+
+def test_casting_there_and_back_leaves_the_constants():
+    supernet = build("gemma3_text")
+    before = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
+    supernet.to(torch.bfloat16).half().float()
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in supernet.named_buffers())
+
+
 def test_activation_nests_and_restores_on_errors():
     supernet = build("gemma3_text")
     a, b = random_architectures(supernet, 2)

@@ -208,7 +208,7 @@ def is_stock(model: PreTrainedModel) -> bool:
     return all(
         name in buffers
         and buffer.shape == buffers[name].shape
-        and torch.allclose(buffer.float(), buffers[name].float(), rtol=1e-5)
+        and torch.allclose(buffer.float(), buffers[name].to(buffer.dtype).float(), rtol=1e-5)
         for name, buffer in model.named_buffers()
     )
 
@@ -288,6 +288,8 @@ def _load_cut(
         raise ValueError(f"model.path={folder}: {WEIGHTS} is missing; export it again") from error
     except SafetensorError as error:
         raise ValueError(f"model.path={folder}: a weights file is damaged ({_first_line(error)})") from error
+    if isinstance(precision, torch.dtype):  # the weights alone: buffers keep theirs, as in the stock classes
+        weights = {name: weight.to(precision) for name, weight in weights.items()}
     shapes = {name: weight.shape for name, weight in small.state_dict().items()}
     other = [name for name, weight in weights.items() if name in shapes and weight.shape != shapes[name]]
     _refuse_incomplete(str(folder), [], other)
@@ -300,8 +302,6 @@ def _load_cut(
         )
     if (folder / "generation_config.json").is_file():
         small.generation_config = GenerationConfig.from_pretrained(folder)
-    if isinstance(precision, torch.dtype):
-        small = small.to(precision)
     return small.eval()
 
 

@@ -223,6 +223,21 @@ class Supernet(nn.Module):
 
     # ---------------------------------------------------------------- inner
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Supernet:
+        """Moves and casts, except that what the code computes beside the weights (rotary frequencies, embedding
+        scales) keeps its precision, as it does where the stock class is loaded in another."""
+        constants = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in module._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)
+        for module, name, before in constants:
+            after = module._buffers[name]
+            if before is not None and after is not None and before.dtype != after.dtype:
+                module._buffers[name] = before.to(after.device)
+        return self
+
     def _make_elastic(self) -> None:
         prefix = self._row.layers + "."
         hidden = {"hidden": self._full.hidden}
