@@ -27,6 +27,7 @@ from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups
 from nas_llm.reporting.sweep import runs_below
 from nas_llm.run_directory import (
     create,
+    disk_error,
     forget_start,
     is_main_process,
     locked,
@@ -76,7 +77,7 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     else:
         run_dir = _checked_run(overrides)
         pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", run_dir)]
-        with started(run_dir, refusals=(ValueError, *CONFIG_ERRORS)):
+        with started(run_dir, refusals=(ValueError, OSError, *CONFIG_ERRORS)):
             _run_hydra([*flags, *overrides, *pinned])
 
 
@@ -141,6 +142,14 @@ def _run_stage(cfg: DictConfig) -> None:
                 if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
                     raise Interrupted(_resume_command(cfg, task)) from stop
                 raise
+            except OSError as error:
+                reason = disk_error(error)
+                if reason is None or error.filename is not None:
+                    raise
+                raise ValueError(
+                    f"run_dir={cfg.run_dir}: a file there could not be written ({reason}): mend that, or choose "
+                    "another run_dir="
+                ) from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,21 @@ def recorded(run_dir: str | Path, *, stage: str, argv: Sequence[str], seed: int)
     entry: dict[str, Any] = {"stage": stage, "argv": list(argv), "seed": seed, "status": "running", **_surroundings()}
     write_json(path, {"stages": [*before, entry]})
     start = time.perf_counter()
+
+    def end(status: str, **why: str) -> None:
+        seconds = round(time.perf_counter() - start, 3)
+        write_json(
+            path, {"stages": [*before, {**entry, "status": status, **why, "seconds": seconds, "finished": _now()}]}
+        )
+
     try:
         yield
-        entry["status"] = "finished"
     except BaseException as error:
-        entry["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        entry["error"] = f"{type(error).__name__}: {error}".strip()
+        with suppress(ValueError, OSError):  # a full disk must not hide what ended the stage
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            end(status, error=f"{type(error).__name__}: {error}".strip())
         raise
-    finally:
-        entry["seconds"] = round(time.perf_counter() - start, 3)
-        entry["finished"] = _now()
-        write_json(path, {"stages": [*before, entry]})
+    end("finished")
 
 
 def versions() -> dict[str, str]:

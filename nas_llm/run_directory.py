@@ -10,10 +10,12 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,19 @@ METRIC_IDENTITY = (
     "variant",
 )  # a metric that agrees in these replaces the older one
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
+TEMPORARY = re.compile(r"\.(?P<target>.+)\.\d+\.nas_llm(?P<old>\.old)?\.tmp")  # the names of `atomic_path`
 
 
 def is_main_process() -> bool:
@@ -76,14 +90,14 @@ def started(run_dir: str | Path, *, refusals: tuple[type[Exception], ...] = (Val
     """
     path = Path(run_dir).absolute()
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    create(path)
     try:
+        create(path)
         yield
     except refusals:
-        if made and is_main_process() and {file.name for file in path.iterdir()} <= set(START_FILES):
+        if made and is_main_process() and {file.name for file in path.glob("*")} <= set(START_FILES):
             _remove(path)
             for folder in made[1:]:
-                if not any(folder.iterdir()):
+                if folder.exists() and not any(folder.iterdir()):
                     folder.rmdir()
         raise
 
@@ -92,66 +106,63 @@ def started(run_dir: str | Path, *, refusals: tuple[type[Exception], ...] = (Val
 def locked(run_dir: str | Path) -> Iterator[Path]:
     """Create `run_dir` if need be and hold it against every other process; yields it as an absolute path.
 
-    Ranks other than the main one share the main one's directory and take no lock.
+    What killed processes were writing there is cleared away. Ranks other than the main one share the main one's
+    directory and take no lock.
 
     Raises:
-        ValueError: another process holds the directory (its pid is named), or it cannot be created.
+        ValueError: another process holds the directory (its pid is named), or it cannot be created or written.
     """
     path = Path(run_dir).absolute()
     if not is_main_process():
         yield path
         return
     create(path)
-    with (path / LOCK_FILE).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise ValueError(
-                f"run_dir={run_dir} is in use by another process (pid {holder}): wait, or choose another run_dir="
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+    try:
+        lock = (path / LOCK_FILE).open("a+b", buffering=0)  # no buffer that closing would try to write once more
+    except OSError as error:
+        raise _not_writable(run_dir, error) from error
+    with lock:
+        _hold(lock, run_dir)
+        _remove_leftovers(path)
         yield path
         lock.truncate(0)
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, setting: str = "run_dir") -> Iterator[Path]:
     """Yield a temporary path beside `path` to write a file or a directory to; it becomes `path` when the block ends.
+
+    `setting` is the key that chooses the place, for errors.
 
     Raises:
         ValueError: the disk is full or refuses the write. On every error the temporary is removed, `path` is as before.
     """
-    from safetensors import SafetensorError
-
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.nas_llm.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         yield temporary
         _synchronise(temporary)
         _replace(temporary, target)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises nothing more special
         reason = disk_error(error)
         if reason is None:
             raise
         raise ValueError(
-            f"{target} could not be written ({reason}): make room there, or choose another place with run_dir="
+            f"{target} could not be written ({reason}): mend that, or choose another place with {setting}="
         ) from error
     finally:
         _remove(temporary)
 
 
-def disk_error(error: BaseException) -> str | None:
-    """What the disk refused, in words; None where `error` is about something else."""
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in DISK_ERRORS else None
-    full = os.strerror(errno.ENOSPC)
-    return full if full.lower() in str(error).lower() else None
+def disk_error(error: BaseException | None) -> str | None:
+    """What the disk refused, in words, by an error or by the one it was raised from; None where it refused nothing."""
+    if error is None:
+        return None
+    rust = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors and tokenizers say it
+    code = error.errno if isinstance(error, OSError) else int(rust[1]) if rust else None
+    return os.strerror(code) if code in DISK_ERRORS else disk_error(error.__cause__)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -262,7 +273,9 @@ def forget_start(run_dir: str | Path) -> None:
 
 
 def _has_content(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists()
+    if not path.is_dir():
+        return path.exists()
+    return any(not TEMPORARY.fullmatch(file.name) for file in path.iterdir())
 
 
 def _identity(metric: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -278,11 +291,44 @@ def _short(value: Any) -> str:
     return text if len(text) <= 160 else f"{text[:150]}... ({len(text)} characters)"
 
 
+def _hold(lock: FileIO, run_dir: str | Path) -> None:
+    """Lock the open file and write into it who holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}\n".encode())
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().decode().strip() or "unknown"
+        raise ValueError(
+            f"run_dir={run_dir} is in use by another process (pid {holder}): wait, or choose another run_dir="
+        ) from error
+    except OSError as error:
+        raise _not_writable(run_dir, error) from error
+
+
+def _not_writable(run_dir: str | Path, error: OSError) -> ValueError:
+    return ValueError(f"run_dir={run_dir} cannot be written ({error.strerror}): mend that, or choose another run_dir=")
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    """Clear away what killed processes were writing; a directory caught between its two renames is put back."""
+    for path in [*run_dir.glob(".*.tmp"), *run_dir.glob("*/.*.tmp")]:
+        found = TEMPORARY.fullmatch(path.name)
+        if found is None:
+            continue
+        target = path.with_name(found["target"])
+        if found["old"] and not target.exists():
+            path.replace(target)
+        else:
+            _remove(path)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def _synchronise(path: Path) -> None:
@@ -295,7 +341,13 @@ def _replace(temporary: Path, target: Path) -> None:
     if not target.is_dir():
         temporary.replace(target)
         return
-    old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")  # a directory cannot be renamed over a full one
+    old = target.with_name(
+        f".{target.name}.{os.getpid()}.nas_llm.old.tmp"
+    )  # a directory cannot be renamed over a full one
     target.replace(old)
-    temporary.replace(target)
+    try:
+        temporary.replace(target)
+    except OSError:
+        old.replace(target)
+        raise
     _remove(old)

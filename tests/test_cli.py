@@ -38,6 +38,8 @@ def main(cfg):
         raise RuntimeError("a bug")
     if cfg.name == "full":
         raise OSError(28, "No space left on device", "some.bin")
+    if cfg.name == "full log":
+        raise OSError(28, "No space left on device")
     if cfg.name == "stopped":
         raise KeyboardInterrupt
     if "{name}" == "train":
@@ -242,6 +244,11 @@ def test_a_refused_second_process_changes_nothing_of_the_run_in_use(nas: Nas) ->
     [
         ("value", 2, "nas-llm: error: name=value is refused by the stage"),
         ("full", 2, "nas-llm: error: some.bin could not be written: No space left on device"),
+        (
+            "'full log'",
+            2,
+            "run_dir=a: a file there could not be written (No space left on device): mend that, or choose",
+        ),
         ("stopped", 130, "go on with: nas-llm train run_dir=a name=stopped"),
         ("'stopped late'", 130, "go on with: nas-llm train run_dir=a ckpt_path=last"),
     ],

@@ -87,6 +87,18 @@ def test_export_does_not_overwrite_other_things(finished, tmp_path, capsys):  # 
     assert "holds no model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [0, 1000, 100_000])  # the lock, the record of the stage, the weights
+def test_a_full_disk_is_one_line_and_leaves_nothing(finished, tmp_path, capsys, file_size_limit, size):  # noqa: F811
+    run_dir, out = Path(shutil.copytree(finished, tmp_path / "run")), tmp_path / "out"
+    with file_size_limit(size):
+        assert export(run_dir, "architecture=largest", f"export.path={out}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    named = f"{out} could not be written (File too large): mend that, or choose another place with export.path="
+    assert (named if size == 100_000 else str(run_dir)) in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not list(run_dir.rglob("*.tmp"))
+
+
 def test_evaluate_measures_the_test_split(finished, capsys):  # noqa: F811
     assert cli.run(["evaluate", f"run_dir={finished}"]) == 0
     printed = capsys.readouterr().out

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -45,9 +46,9 @@ CONFIGS = {
     "olmo2": GROUPED,
     "phi": GROUPED | {"qk_layernorm": True, "partial_rotary_factor": 0.5},
     "phi3": GROUPED | {"pad_token_id": 0, "partial_rotary_factor": 1.0},
-    "stablelm": GROUPED | {"use_qkv_bias": True},
+    "stablelm": GROUPED | {"use_qkv_bias": True, "partial_rotary_factor": 0.5},
     "stablelm-parallel": GROUPED | {"model_type": "stablelm", "use_parallel_residual": True},
-    "gpt_neox": SIZES | {"intermediate_size": 80},
+    "gpt_neox": SIZES | {"intermediate_size": 80, "rotary_pct": 0.5},
     "gpt2": SIZES,
     "opt": SIZES | {"ffn_dim": 80, "word_embed_proj_dim": 48},
     "opt-projected": SIZES
@@ -373,6 +374,50 @@ def test_bf16_sub_networks():
         )
 
 
+def long_batch() -> dict[str, torch.Tensor]:
+    """Long enough for rounded rotary frequencies to show."""
+    return {"input_ids": torch.randint(3, 96, (2, 60), generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cast_super_network_is_what_the_stock_class_loads_in_that_precision(name, dtype, tmp_path):
+    supernet = build(name)
+    kept = {"largest": supernet.largest(), "uniform": small_uniform(supernet)}
+    for folder, architecture in kept.items():
+        save_pretrained(supernet.extract(architecture), tmp_path / folder)
+    supernet.to(dtype)
+    for folder, architecture in kept.items():
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / folder, dtype=dtype)
+        expected = logits_of(stock, long_batch())
+        cast, loaded = supernet.extract(architecture), Supernet(stock)
+        for small in (cast, loaded.extract(loaded.largest())):
+            assert torch.equal(logits_of(small, long_batch()), expected)
+            save_pretrained(small, tmp_path / "saved")
+            saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+            assert saved.dtype == dtype
+            assert torch.equal(logits_of(saved, long_batch()), expected)
+            weights = load_file(tmp_path / "saved" / "model.safetensors")
+            assert not any(key.endswith(("inv_freq", "embed_scale")) for key in weights)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cut_loaded_in_another_precision_is_that_of_a_cast_super_network(name, tmp_path):
+    supernet = build(name)
+    (architecture,) = random_architectures(supernet, 1, seed=5)
+    save_pretrained(supernet.extract(architecture), tmp_path / "cut")
+    expected = logits_of(supernet.to(torch.bfloat16).extract(architecture), long_batch())
+    assert torch.equal(logits_of(from_pretrained(tmp_path / "cut", dtype="bfloat16"), long_batch()), expected)
+
+
+def test_casting_there_and_back_leaves_the_constants():
+    supernet = build("gemma3_text")
+    before = {name: buffer.clone() for name, buffer in supernet.named_buffers()}
+    supernet.to(torch.bfloat16).half().float()
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in supernet.named_buffers())
+
+
 def test_activation_nests_and_restores_on_errors():
     supernet = build("gemma3_text")
     a, b = random_architectures(supernet, 2)
@@ -393,18 +438,61 @@ def test_activation_nests_and_restores_on_errors():
     assert supernet.config.to_dict() == keys
 
 
-def test_a_cut_model_is_a_super_network_again(tmp_path):
-    supernet = build("llama")
-    first = Architecture(40, tuple(LayerChoice(i, 2, 2, 8, 40 + 8 * i) for i in (0, 2, 3)))
-    again = Supernet(supernet.extract(first))
-    second = Architecture(32, (LayerChoice(1, 1, 2, 8, 16), LayerChoice(2, 2, 1, 8, 24)))
-    direct = Architecture(32, (LayerChoice(2, 1, 2, 8, 16), LayerChoice(3, 2, 1, 8, 24)))
-    with supernet.activate(direct) as model:
-        expected = logits_of(model, batch())
-    small = again.extract(second)
-    assert_close(logits_of(small, batch()), expected)
-    save_pretrained(small, tmp_path / "twice")
-    assert_close(logits_of(from_pretrained(tmp_path / "twice"), batch()), expected)
+def cut_within(supernet: Supernet, outer: Architecture, seed: int) -> tuple[Architecture, Architecture]:
+    """A random cut of ``outer``: as a choice of the units of ``supernet``, and of those of its sub-network."""
+    rng = np.random.default_rng(seed)
+    elastic = "head_dim" in supernet.elastic_axes
+    head_dim = outer.layers[0].head_dim
+    head_dim = int(rng.choice(range(2, head_dim + 1, 2))) if elastic else head_dim
+    kept = sorted(rng.permutation(outer.num_layers)[: rng.integers(1, outer.num_layers + 1)].tolist())
+    shapes = [
+        [head_dim if axis == 2 else int(rng.integers(1, size + 1)) for axis, size in enumerate(outer.layers[i].shape)]
+        for i in kept
+    ]
+    hidden = int(rng.integers(8, outer.hidden + 1))
+    direct = (LayerChoice(outer.layers[i].index, *shape) for i, shape in zip(kept, shapes, strict=True))
+    inner = (LayerChoice(i, *shape) for i, shape in zip(kept, shapes, strict=True))
+    return Architecture(hidden, tuple(direct)), Architecture(hidden, tuple(inner))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cut_twice_is_cut_once(name, tmp_path):
+    supernet = build(name)
+    for seed, first in enumerate(random_architectures(supernet, 3, seed=7)):
+        direct, second = cut_within(supernet, first, seed)
+        once = supernet.extract(direct)
+        save_pretrained(supernet.extract(first), tmp_path / "first")
+        for again in (Supernet(supernet.extract(first)), Supernet.from_pretrained(tmp_path / "first")):
+            twice = again.extract(second)
+            assert twice.config.nas_llm == once.config.nas_llm
+            assert_close(logits_of(twice, batch()), logits_of(once, batch()))
+            assert again.num_parameters(second) == supernet.num_parameters(direct)
+            save_pretrained(twice, tmp_path / "twice")
+            assert_close(logits_of(from_pretrained(tmp_path / "twice"), batch()), logits_of(once, batch()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cut_of_a_cut_is_stock_where_the_same_cut_of_the_whole_is(name):
+    supernet = build(name)
+    uniform, shape = small_uniform(supernet), supernet.largest().layers[0]
+    halves = "head_dim" in supernet.elastic_axes and name not in ("gpt2", "opt", "opt-projected")  # width follows heads
+    head_dim = shape.head_dim // 2 if halves else shape.head_dim
+    uniform = replace(uniform, layers=tuple(replace(layer, head_dim=head_dim) for layer in uniform.layers))
+    uneven = tuple(replace(shape, index=i, head_dim=head_dim, ffn=40 + i) for i in range(4))
+    again = Supernet(supernet.extract(Architecture(44, uneven)))
+    assert is_stock(supernet.extract(uniform))
+    assert is_stock(again.extract(uniform))
+
+
+def test_a_projected_embedding_cut_to_the_width_of_its_projection_can_be_cut_again(tmp_path):
+    supernet = build("opt-projected")
+    shape = supernet.largest().layers[0].shape
+    first = Architecture(24, tuple(LayerChoice(i, *shape) for i in range(4)))
+    second = Architecture(16, (LayerChoice(1, 2, 1, 8, 40),))
+    save_pretrained(supernet.extract(first), tmp_path / "first")
+    expected = logits_of(supernet.extract(second), batch())
+    for model in (supernet.extract(first), from_pretrained(tmp_path / "first")):
+        assert_close(logits_of(Supernet(model).extract(second), batch()), expected)
 
 
 def test_counting_is_fast_for_32_layers_on_the_meta_device():

@@ -22,7 +22,7 @@ def test_a_directory_with_other_files_is_not_replaced(tmp_path: Path, foreign: s
     (target / foreign).parent.mkdir(exist_ok=True)
     (target / foreign).write_text("mine")
     before = sorted(target.rglob("*"))
-    with pytest.raises(ValueError, match=rf"{foreign.split('/')[0]}.*export\.path="):
+    with pytest.raises(ValueError, match=rf"{foreign.split('/')[0]}.*run_dir="):
         supernet.save(target)
     assert sorted(target.rglob("*")) == before
     assert (target / foreign).read_text() == "mine"
@@ -37,6 +37,37 @@ def test_what_save_wrote_is_replaced_whole(tmp_path: Path) -> None:
     save_pretrained(supernet.extract(random_architectures(supernet, 1)[0]), tmp_path / "out", tokenizer=tokenizer)
     assert not (tmp_path / "out" / "axes_order.safetensors").exists()
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("size", [10, 3000, 20_000])  # what is too large: config.json, the weights, the tokenizer
+@pytest.mark.parametrize("kind", ["stock", "cut", "supernet"])
+def test_a_full_disk_leaves_the_model_before_it(kind: str, size: int, tmp_path: Path, file_size_limit) -> None:
+    small = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 8}
+    supernet, tokenizer = build("llama", **small), load_tokenizer("microworld_llama")
+    full = supernet.largest()
+    kept = Architecture(7, full.layers[1:2]) if kind == "cut" else full
+
+    def save() -> None:
+        if kind == "supernet":
+            supernet.save(tmp_path / "out", tokenizer=tokenizer)
+        else:
+            save_pretrained(supernet.extract(kept), tmp_path / "out", tokenizer=tokenizer)
+
+    setting = "run_dir" if kind == "supernet" else "export.path"
+    refusal = rf"^{tmp_path}/out could not be written \(File too large\): .*{setting}=$"
+    for before in ([], ["out"]):
+        with file_size_limit(size), pytest.raises(ValueError, match=refusal):
+            save()
+        assert [file.name for file in tmp_path.iterdir()] == before
+        save()
+    assert from_pretrained(tmp_path / "out").num_parameters() == supernet.num_parameters(kept)
+
+
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file" / "out", tmp_path / "file" / "below" / "out"):
+        with pytest.raises(ValueError, match=r"out could not be written .*export\.path="):
+            save_pretrained(build("llama").extract(build("llama").largest()), target)
 
 
 def edit(folder: Path, **changes: object) -> None:

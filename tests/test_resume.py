@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +15,12 @@ import torch
 from training_fixtures import eval_loader, tiny_module, tiny_supernet, train_loader, trainer, weights
 
 from nas_llm.lightning.checkpoint import LAST, SaveCheckpoints, read_checkpoint
+from nas_llm.run_directory import locked
 from nas_llm.samplers import SandwichSampler
 from nas_llm.schedules import cosine
 from nas_llm.search_space import SearchSpace
+
+ROOT = Path(__file__).parents[1]
 
 
 def module(**changes):
@@ -116,20 +123,40 @@ def test_a_missing_checkpoint_and_a_foreign_one_are_refused(tmp_path):
         read_checkpoint(tmp_path / "code.ckpt")
 
 
-def test_a_failed_write_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", [0, 1000, 100_000])
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, file_size_limit, size):
     run(tmp_path, 1)
     last = tmp_path / "checkpoints" / LAST
     before = last.read_bytes()
-
-    def full_disk(content, path):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("nas_llm.lightning.checkpoint.torch.save", full_disk)
-    with pytest.raises(ValueError, match="No space left on device"):
+    with (
+        file_size_limit(size),
+        pytest.raises(ValueError, match=r"step-2\.ckpt could not be written \(File too large\)"),
+    ):
         run(tmp_path, 2, last)
     assert last.read_bytes() == before
     assert sorted(file.name for file in last.parent.iterdir()) == [LAST, "step-1.ckpt"]
+
+
+SAVING = """
+import resource, signal, sys, torch
+from nas_llm.lightning.checkpoint import AtomicCheckpointIO
+save = AtomicCheckpointIO().save_checkpoint
+save({"step": 1}, sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the system then kills the process where its file is at the limit
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+save({"step": 2, "weights": torch.zeros(100, 1000)}, sys.argv[1])
+"""
+
+
+def test_a_process_killed_in_the_middle_of_a_checkpoint_leaves_the_one_before_it(tmp_path):
+    last = tmp_path / "checkpoints" / LAST
+    done = subprocess.run([sys.executable, "-c", SAVING, str(last)], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGXFSZ
+    (half,) = (file for file in last.parent.iterdir() if file != last)
+    assert half.stat().st_size == 100_000
+    assert read_checkpoint(last) == {"step": 1}
+    with locked(tmp_path):  # as the process does that resumes
+        assert [file.name for file in last.parent.iterdir()] == [LAST]
 
 
 def test_every_n_steps_below_one_is_refused(tmp_path):

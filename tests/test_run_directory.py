@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,51 @@ def test_a_full_disk_gives_one_clear_error(tmp_path: Path) -> None:
         fail_to_write(tmp_path / "a.txt", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert (tmp_path / "a.txt").read_text() == "old"
     assert not leftovers(tmp_path)
+
+
+def test_a_file_that_may_not_grow_gives_one_clear_error(tmp_path: Path, file_size_limit) -> None:
+    rd.write_text(tmp_path / "a.txt", "old")
+    with (
+        file_size_limit(100),
+        pytest.raises(ValueError, match=r"a.txt could not be written \(File too large\).*run_dir="),
+    ):
+        rd.write_text(tmp_path / "a.txt", "new" * 100)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert not leftovers(tmp_path)
+
+
+def test_a_full_disk_leaves_no_lock_and_names_the_directory(tmp_path: Path, file_size_limit) -> None:
+    run_dir = tmp_path / "runs" / "a"
+    refused = pytest.raises(ValueError, match=rf"run_dir={run_dir} cannot be written \(File too large\)")
+    with file_size_limit(0), refused, rd.started(run_dir), rd.locked(run_dir):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_does_not_hide_what_ended_a_stage(tmp_path: Path, file_size_limit) -> None:
+    def fail() -> None:
+        with ExitStack() as stack, provenance.recorded(tmp_path, stage="train", argv=[], seed=3):
+            stack.enter_context(file_size_limit(10))
+            raise ValueError("what ended the stage")
+
+    with pytest.raises(ValueError, match="what ended the stage"):
+        fail()
+    (entry,) = json.loads((tmp_path / "provenance.json").read_text())["stages"]
+    assert entry["status"] == "running"
+
+
+def test_what_killed_processes_left_is_cleared_by_the_next_one(tmp_path: Path) -> None:
+    half, old = tmp_path / ".supernet.71.nas_llm.tmp", tmp_path / ".supernet.71.nas_llm.old.tmp"
+    for folder in (half, old, tmp_path / "checkpoints", tmp_path / "logs"):
+        folder.mkdir()
+    for file in (half / "half", old / "whole", tmp_path / "checkpoints" / ".last.ckpt.71.nas_llm.tmp"):
+        file.touch()
+    for file in (tmp_path / ".results.json.8.nas_llm.tmp", tmp_path / "logs" / ".others.8.tmp"):
+        file.touch()
+    rd.refuse_outputs(tmp_path)  # half a checkpoint is no result
+    with rd.locked(tmp_path):
+        found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {".lock", "checkpoints", "logs", "logs/.others.8.tmp", "supernet", "supernet/whole"}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -238,6 +238,20 @@ def test_magnitude_needs_no_calibration_data(base, tmp_path):
     assert cli.run([*command, "trainer.val_check_interval=null"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("size", "named"),
+    [(0, "run_dir={} cannot be written"), (200_000, "{}/checkpoints/last.ckpt could not be written")],
+)
+def test_a_full_disk_is_one_line(base, tmp_path, capsys, file_size_limit, size, named):
+    run_dir, more = tmp_path / "runs" / "a", ["checkpoint.keep=false", "trainer.max_steps=1"]
+    with file_size_limit(size):
+        assert cli.run(arguments(base, run_dir, *more, "trainer.val_check_interval=null")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"nas-llm: error: {named.format(run_dir)} (File too large)" in error
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.iterdir() if size == 0 else (run_dir / "checkpoints").iterdir())
+
+
 def test_a_truncated_checkpoint_is_one_line(finished, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(finished, run_dir)

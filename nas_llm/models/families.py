@@ -71,17 +71,17 @@ class Family:
         layer_types = getattr(config, "layer_types", None)
         if layer_types is not None:
             keys["layer_types"] = [layer_types[index] for index in kept]
-        if not architecture.is_uniform or not kept:
-            return keys
         shape = architecture.layers[0]
+        if self.head_dim_key:  # one size for all layers, whatever their other shapes are
+            keys["head_dim"] = shape.head_dim
+        full = self.shape(config).head_dim
+        if self.elastic_head_dim and shape.head_dim != full and self.rotary is not None:
+            keys["rope_parameters"] = _with_rope_theta(config.rope_parameters, shape.head_dim / full)
+        if not architecture.is_uniform:
+            return keys
         keys |= {self.ffn_key: shape.ffn, "num_attention_heads": shape.heads}
         if self.grouped:
             keys["num_key_value_heads"] = shape.kv_groups
-        if self.head_dim_key:
-            keys["head_dim"] = shape.head_dim
-        full = self.shape(config).head_dim
-        if shape.head_dim != full and self.rotary is not None:
-            keys["rope_parameters"] = _with_rope_theta(config.rope_parameters, shape.head_dim / full)
         return keys
 
 
@@ -327,6 +327,9 @@ def family_of(config: PreTrainedConfig) -> Family:
             raise ValueError(
                 f"{config.model_type} with {key}={value} is not supported: its structure is not in the table"
             )
-    if config.model_type == "opt" and config.word_embed_proj_dim != config.hidden_size:
-        return _OPT_PROJECTED
+    if config.model_type == "opt":
+        origin = getattr(config, "nas_llm", None)  # a cut model keeps its projections, whatever its width is now
+        whole = config.to_dict() if origin is None else origin["base_config"]
+        if whole["word_embed_proj_dim"] != whole["hidden_size"]:
+            return _OPT_PROJECTED
     return family

@@ -9,8 +9,6 @@ which holds the configuration it was cut from and the cut; the stock loader refu
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from importlib.resources import files
@@ -35,6 +33,7 @@ from transformers import (
 from nas_llm.architecture import Architecture
 from nas_llm.models.families import FAMILIES, family_of, known_family
 from nas_llm.models.order import FILE_NAME as AXES_ORDER
+from nas_llm.run_directory import atomic_path
 
 MODEL_TYPE = "nas_llm"
 WEIGHTS = "model.safetensors"
@@ -150,42 +149,40 @@ def save_pretrained(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     extra: Callable[[Path], None] | None = None,
+    setting: str = "export.path",
 ) -> None:
     """Writes ``model`` (and its tokenizer) as safetensors; the directory appears complete or not at all.
 
-    ``extra`` writes further files into the directory before it appears.
+    ``extra`` writes further files into the directory before it appears; errors name ``setting`` as the key that chose
+    the place.
 
     Raises:
-        ValueError: ``path`` holds anything else than what this function writes; it is replaced whole.
+        ValueError: ``path`` holds anything else than what this function writes, for it is replaced whole; the disk is
+            full or refuses the write.
     """
     target = Path(path)
-    _refuse_to_replace(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        folder.chmod(0o755)
+    _refuse_to_replace(target, setting)
+    with atomic_path(target, setting=setting) as folder:
+        folder.mkdir()
         _write(model, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if extra is not None:
             extra(folder)
-        _swap(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refuse_to_replace(target: Path) -> None:
+def _refuse_to_replace(target: Path, setting: str) -> None:
     """A directory is replaced whole: only one of which every file is of this writer's making may be."""
     if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; choose another directory: export.path=")
+        raise ValueError(f"{target} is a file; choose another directory: {setting}=")
     found = sorted(target.iterdir()) if target.is_dir() else []
     if found and not (target / "config.json").is_file():
-        raise ValueError(f"{target} is not empty and holds no model; choose another directory: export.path=")
+        raise ValueError(f"{target} is not empty and holds no model; choose another directory: {setting}=")
     for file in found:
         if file.is_dir() or not any(fnmatch(file.name, pattern) for pattern in OWN_FILES):
             raise ValueError(
                 f"{target} holds {file.name}, which is no file of an exported model and would be deleted: "
-                "move it away, or choose another directory: export.path="
+                f"move it away, or choose another directory: {setting}="
             )
 
 
@@ -211,7 +208,7 @@ def is_stock(model: PreTrainedModel) -> bool:
     return all(
         name in buffers
         and buffer.shape == buffers[name].shape
-        and torch.allclose(buffer.float(), buffers[name].float(), rtol=1e-5)
+        and torch.allclose(buffer.float(), buffers[name].to(buffer.dtype).float(), rtol=1e-5)
         for name, buffer in model.named_buffers()
     )
 
@@ -291,6 +288,8 @@ def _load_cut(
         raise ValueError(f"model.path={folder}: {WEIGHTS} is missing; export it again") from error
     except SafetensorError as error:
         raise ValueError(f"model.path={folder}: a weights file is damaged ({_first_line(error)})") from error
+    if isinstance(precision, torch.dtype):  # the weights alone: buffers keep theirs, as in the stock classes
+        weights = {name: weight.to(precision) for name, weight in weights.items()}
     shapes = {name: weight.shape for name, weight in small.state_dict().items()}
     other = [name for name, weight in weights.items() if name in shapes and weight.shape != shapes[name]]
     _refuse_incomplete(str(folder), [], other)
@@ -303,20 +302,7 @@ def _load_cut(
         )
     if (folder / "generation_config.json").is_file():
         small.generation_config = GenerationConfig.from_pretrained(folder)
-    if isinstance(precision, torch.dtype):
-        small = small.to(precision)
     return small.eval()
-
-
-def _swap(folder: Path, target: Path) -> None:
-    """Puts a finished directory in the place of another."""
-    if not target.exists():
-        folder.replace(target)
-        return
-    before = folder.with_suffix(".old")
-    target.replace(before)
-    folder.replace(target)
-    shutil.rmtree(before)
 
 
 def _refuse_missing(path: str, setting: str) -> None:

@@ -213,11 +213,19 @@ class Supernet(nn.Module):
     # ---------------------------------------------------------------- saving
 
     def save(self, path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Writes a Hugging Face directory (the sorted full network) with the order of its axes beside it."""
+        """Writes a Hugging Face directory (the sorted full network) with the order of its axes beside it.
+
+        Raises:
+            ValueError: as :func:`nas_llm.save_pretrained`.
+        """
         from nas_llm.models.loading import save_pretrained
 
         save_pretrained(
-            self.extract(self._full), path, tokenizer=tokenizer, extra=lambda folder: write_order(self._order, folder)
+            self.extract(self._full),
+            path,
+            tokenizer=tokenizer,
+            extra=lambda folder: write_order(self._order, folder),
+            setting="run_dir",
         )
 
     @classmethod
@@ -228,6 +236,21 @@ class Supernet(nn.Module):
         return supernet
 
     # ---------------------------------------------------------------- inner
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Supernet:
+        """Moves and casts, except that what the code computes beside the weights (rotary frequencies, embedding
+        scales) keeps its precision, as it does where the stock class is loaded in another."""
+        constants = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in module._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)
+        for module, name, before in constants:
+            after = module._buffers[name]
+            if before is not None and after is not None and before.dtype != after.dtype:
+                module._buffers[name] = before.to(after.device)
+        return self
 
     def _make_elastic(self) -> None:
         prefix = self._row.layers + "."

@@ -38,11 +38,14 @@ def export_subnetwork(
     *,
     run_dir: Path,
     path: str | Path | None = None,
+    setting: str = "export.path",
 ) -> Path:
     """Extracts ``architecture`` and writes it with its tokenizer and model card to ``path`` (run_dir/subnets/<id>).
 
+    Errors name ``setting`` as the key that chooses the place.
+
     Raises:
-        ValueError: ``path`` holds something that is not a model.
+        ValueError: ``path`` holds something that is not a model, or the disk refuses the write.
     """
     from nas_llm.models.loading import save_pretrained
     from nas_llm.reporting.model_card import write_model_card
@@ -53,5 +56,5 @@ def export_subnetwork(
     def card(folder: Path) -> None:
         write_model_card(folder, architecture, run_dir=run_dir, full=supernet.largest(), name=target.name)
 
-    save_pretrained(small, target, tokenizer=tokenizer, extra=card)
+    save_pretrained(small, target, tokenizer=tokenizer, extra=card, setting=setting)
     return target

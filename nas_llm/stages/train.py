@@ -215,7 +215,7 @@ def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedToke
         return
     supernet.to("cpu")
     exported = [
-        export_subnetwork(supernet, evaluation.architecture, tokenizer, run_dir=run_dir)
+        export_subnetwork(supernet, evaluation.architecture, tokenizer, run_dir=run_dir, setting="run_dir")
         for evaluation in to_export(pareto.outcome.front)
     ]
     page = write_report(run_dir)
