@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
@@ -23,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nas_llm import overrides as text
 from nas_llm import provenance
 from nas_llm.config import CONFIG_NAME, check, config_dir
-from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups
+from nas_llm.config_effects import refuse_effects
+from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, refuse_choices
 from nas_llm.reporting.sweep import runs_below
 from nas_llm.run_directory import (
     create,
@@ -34,6 +36,7 @@ from nas_llm.run_directory import (
     started,
     write_text,
 )
+from nas_llm.stage_reads import refuse_ignored, refuse_unread, unread
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
 TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
@@ -67,16 +70,19 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     args = parser.parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in args.overrides]
     given = text.quoted(_with_config_dir(args.overrides, args.config_dir, flags))
+    refuse_choices(text.parse(given), config_dir())
     shows = args.cfg or args.info or args.hydra_help or args.shell_completion
     overrides = [*_with_recorded(stage, given), f"stage={stage}"]
+    asked = given if is_main_process() else []  # other ranks are given what the main one composed, recorded ones too
+    refuse_ignored(stage, asked)
     if shows:
         _run_hydra([*flags, *overrides])
     elif args.multirun:
-        _run_hydra([*flags, *overrides, *_checked_sweep(stage, overrides)])
+        _run_hydra([*flags, *overrides, *_checked_sweep(stage, overrides, asked)])
     else:
-        run_dir = _checked_run(overrides)
+        run_dir = _checked_run(overrides, asked)
         pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", run_dir)]
-        with started(run_dir, refusals=(ValueError, *CONFIG_ERRORS)):
+        with started(run_dir, refusals=(ValueError, OSError, *CONFIG_ERRORS)):
             _run_hydra([*flags, *overrides, *pinned])
 
 
@@ -93,36 +99,54 @@ def job(cfg: DictConfig) -> None:
     if cfg.stage not in CONTINUING:
         with open_dict(cfg):
             cfg.run_dir = hydra_cfg.runtime.output_dir
-    if cfg.stage not in FILES_ONLY:
-        check(cfg)
+    _check(cfg)
     print(f"[{hydra_cfg.job.num}] {' '.join(text.to_record(hydra_cfg.overrides.task))} -> {cfg.run_dir}", flush=True)
     _run_stage(cfg)
 
 
-def checked(overrides: Sequence[str]) -> DictConfig:
-    """The configuration as a stage would get it, refused as `check` does, with its run directory settled."""
-    setup_globals()
+def checked(overrides: Sequence[str], asked: Sequence[str] = ()) -> DictConfig:
+    """The configuration as a stage would get it, refused as `check` does, with its run directory settled.
+
+    Args:
+        overrides: all, the stage's name among them.
+        asked: those of the command line, which have to take effect.
+    """
+    whole = _composed(overrides)
     before = HydraConfig.instance().cfg
-    with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        whole = hydra.compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
     try:
         HydraConfig.instance().set_config(whole)  # for interpolations of Hydra's own settings
         cfg = whole.copy()
         with open_dict(cfg):
             del cfg["hydra"]
+        refuse_unread(cfg.stage, asked, cfg, config_dir())
+        if cfg.run_dir in (None, "") or not isinstance(cfg.run_dir, str | int):
+            raise ValueError(f"run_dir={cfg.run_dir} is not allowed: name a folder, as run_dir=runs/mine")
         cfg.run_dir = str(cfg.run_dir)  # its time is that of now, not of every look at it
         if _starts_anew(cfg):
             refuse_outputs(cfg.run_dir)
-        if cfg.stage not in FILES_ONLY:
-            check(cfg)
+        _check(cfg)
         return cfg
     finally:
         HydraConfig.instance().cfg = before
 
 
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    setup_globals()
+    with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return hydra.compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+
+
+def _check(cfg: DictConfig) -> None:
+    if cfg.stage not in FILES_ONLY:
+        check(cfg)
+        refuse_effects(cfg)
+
+
 def _run_stage(cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     task = [line for line in hydra_cfg.overrides.task if not line.startswith(("stage=", "run_dir="))]
+    passed_over = unread(cfg.stage, task, cfg)  # of those that the run has recorded
+    task = [line for line in task if line not in passed_over]
     arguments = [cfg.stage, *task, text.assign("run_dir", Path(cfg.run_dir).absolute()), *_search_path()]
     with (
         _environment(arguments),
@@ -184,19 +208,28 @@ def _with_recorded(stage: str, overrides: list[str]) -> list[str]:
     return text.merge(text.recorded(run_dir), overrides, [*groups(config_dir()), *inner_groups(config_dir())])
 
 
-def _checked_run(overrides: list[str]) -> str:
+def _checked_run(overrides: list[str], asked: Sequence[str]) -> str:
     """Refuse what is wrong before anything is written; returns the run directory, whose default holds the time."""
     if text.value_of(overrides, "run_dir") is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "run_dir is required when another program starts the processes: add run_dir=DIR, the same for all"
         )
-    return checked(overrides).run_dir
+    return checked(overrides, asked).run_dir
 
 
-def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
+def _checked_sweep(stage: str, overrides: list[str], asked: Sequence[str]) -> list[str]:
+    """Refuse what is wrong in any job before the first one starts; returns overrides that tell the jobs apart."""
     given = text.value_of(overrides, "run_dir")
-    jobs = [checked(job_overrides) for job_overrides in text.variants(overrides)]
-    run_dir = jobs[0].run_dir
+    jobs = _jobs(overrides)
+    swept = {override for job_overrides in jobs for override in job_overrides} - set(overrides)
+    run_dirs = []
+    for number, job_overrides in enumerate(jobs):
+        try:
+            run_dirs.append(checked(job_overrides, asked).run_dir)
+        except ValueError as error:
+            named = " ".join(override for override in job_overrides if override in swept)
+            raise ValueError(f"{error} (job {number}: {named})") from error
+    run_dir = run_dirs[0]
     place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
     create(place)
     excluded = ",".join(dict.fromkeys([*text.not_swept(overrides), "run_dir"]))
@@ -205,6 +238,16 @@ def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
         text.assign("hydra.sweep.dir", place),
         f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
     ]
+
+
+def _jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep, also of one that the configuration itself describes."""
+    setup_globals()
+    with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        parsed = text.parse(overrides, GlobalHydra.instance().config_loader())
+    alone = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    params = OmegaConf.select(_composed(alone), "hydra.sweeper.params") or {}
+    return text.jobs([*text.parse([f"{key}={value}" for key, value in params.items()]), *parsed])
 
 
 def _run_hydra(arguments: list[str]) -> None:

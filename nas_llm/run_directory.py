@@ -33,8 +33,10 @@ START_FILES = (
     LOCK_FILE,
     FINGERPRINTS_FILE,
     IMPORTANCE_FILE,
+    "importance_scores.png",
     "search_space.json",
     "sampling_grid.json",
+    "logs",
 )  # what a run has before it has results
 METRIC_IDENTITY = (
     "name",
@@ -44,7 +46,17 @@ METRIC_IDENTITY = (
     "variant",
 )  # a metric that agrees in these replaces the older one
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 
 
 def is_main_process() -> bool:

@@ -26,6 +26,9 @@ import os
 from pathlib import Path
 
 
+READS = ("sampler", "search", "trainer", "architecture", "ckpt_path", "seed", "importance")
+
+
 def main(cfg):
     run_dir = Path(cfg.run_dir)
     asked = dict(seed=cfg.seed, k=cfg.sampler.get("k"), run_dir=cfg.run_dir, architecture=cfg.architecture)

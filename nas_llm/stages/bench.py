@@ -11,6 +11,8 @@ from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
 from nas_llm.run_directory import add_metrics
 
+READS = ("bench",)
+
 
 def main(cfg: DictConfig) -> None:
     """Run the benchmark of `cfg.bench`, print its figures and write them to the run directory."""

@@ -30,6 +30,19 @@ from nas_llm.data.microworld.lexicon import lexicon
 from nas_llm.evaluation.multiple_choice import Accuracy, accuracies
 from nas_llm.models.lookback import LookBack
 from nas_llm.run_directory import atomic_path, write_json, write_text
+from nas_llm.stages.trainer import built_trainer, one_line_refusals
+
+READS = ("pretrain", "name", "trainer", "logger", "ckpt_path")
+IGNORES = (
+    "trainer.max_steps",
+    "trainer.gradient_clip_val",
+    "trainer.enable_checkpointing",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
+    "trainer.num_sanity_val_steps",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+)
 
 
 @dataclass(frozen=True)
@@ -196,8 +209,8 @@ def main(cfg: DictConfig) -> None:
     checkpoints = ModelCheckpoint(
         run_dir / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=2 * recipe.score_every
     )
-    trainer: Trainer = build(
-        cfg.trainer,
+    trainer = built_trainer(
+        cfg,
         logger=build(cfg.logger) or False,
         callbacks=[Scores(), checkpoints],
         max_steps=recipe.steps,
@@ -205,7 +218,8 @@ def main(cfg: DictConfig) -> None:
     )
     if trainer.world_size > 1:
         raise ValueError(f"trainer.devices={trainer.world_size}: pre-training is one process, set trainer.devices=1")
-    trainer.fit(Pretraining(model, recipe, tokenizer), ckpt_path=checkpoint_path(cfg))
+    with one_line_refusals(cfg):
+        trainer.fit(Pretraining(model, recipe, tokenizer), ckpt_path=checkpoint_path(cfg))
     save(model, tokenizer, recipe, run_dir / "model")
     report(cfg.name, run_dir, recipe, time.monotonic() - started)
 

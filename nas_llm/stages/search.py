@@ -21,6 +21,17 @@ from nas_llm.search.directory import ARCHIVE_FILE
 from nas_llm.search_space import SearchSpace
 from nas_llm.stages.data import recorded_data
 
+READS = (
+    "model",
+    "data",
+    "search_space",
+    "objectives",
+    "search",
+    "trainer.accelerator",
+    "trainer.limit_val_batches",
+    "trainer.enable_progress_bar",
+)
+
 
 def main(cfg: DictConfig) -> None:
     """Run the search of `cfg` on the super-network in `run_dir`, write the front and print it."""
@@ -40,9 +51,9 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     if maker is None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
     refuse_other_network(run_dir, cfg.model.path, untrained(cfg))  # the truncation baseline's, known after the search
-    run = SupernetSearch(
-        run_dir, maker, objectives, batches, untrained=lambda: untrained(cfg), settings=objective_settings(cfg)
-    )
+    settings = objective_settings(cfg)
+    progress = cfg.trainer.enable_progress_bar
+    run = SupernetSearch(run_dir, maker, objectives, batches, lambda: untrained(cfg), settings, progress)
     run(supernet, trained_steps(run_dir))
     print(front_table(run_dir))
     print(f"report: {write_report(run_dir)}")
@@ -83,9 +94,15 @@ def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:
 
 
 def device(cfg: DictConfig) -> str:
-    """Where the trainer of the configuration would put a network."""
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    return "cuda" if on_gpu else "cpu"
+    """Where the trainer of the configuration would put a network.
+
+    Raises:
+        ValueError: it asks for a GPU, and there is none.
+    """
+    asked, found = cfg.trainer.accelerator, torch.cuda.is_available()
+    if asked in ("gpu", "cuda") and not found:
+        raise ValueError(f"trainer.accelerator={asked}: there is no CUDA device here; set trainer.accelerator=auto")
+    return "cuda" if found and asked in ("auto", "gpu", "cuda") else "cpu"
 
 
 def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> SearchSpace:
