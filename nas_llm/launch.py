@@ -25,7 +25,7 @@ from nas_llm import overrides as text
 from nas_llm import provenance
 from nas_llm.config import CONFIG_NAME, check, config_dir
 from nas_llm.config_effects import refuse_effects
-from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, refuse_choices
+from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, refuse_choices
 from nas_llm.reporting.sweep import runs_below
 from nas_llm.run_directory import (
     create,
@@ -42,6 +42,7 @@ CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on w
 TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
 FILES_ONLY = ("report",)  # stages that read a run directory and need nothing heavy
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"  # what the other ranks of this job run, whatever their command line says
+REFUSED = ".refused"  # in the folder of a sweep: what its jobs have refused, a line each
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 VERSION_BASE = "1.3"
 
@@ -78,7 +79,9 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     if shows:
         _run_hydra([*flags, *overrides])
     elif args.multirun:
-        _run_hydra([*flags, *overrides, *_checked_sweep(stage, overrides, asked)])
+        place, named = _checked_sweep(stage, overrides, asked)
+        _run_hydra([*flags, *overrides, *named])
+        _tell_refused(place)
     else:
         run_dir = _checked_run(overrides, asked)
         pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", run_dir)]
@@ -100,8 +103,16 @@ def job(cfg: DictConfig) -> None:
         with open_dict(cfg):
             cfg.run_dir = hydra_cfg.runtime.output_dir
     _check(cfg)
-    print(f"[{hydra_cfg.job.num}] {' '.join(text.to_record(hydra_cfg.overrides.task))} -> {cfg.run_dir}", flush=True)
-    _run_stage(cfg)
+    asked = " ".join(text.to_record(hydra_cfg.overrides.task))
+    print(f"[{hydra_cfg.job.num}] {asked} -> {cfg.run_dir}", flush=True)
+    try:
+        _run_stage(cfg)
+    except (ValueError, *CONFIG_ERRORS) as error:  # the other jobs go on, and the process that launched them tells
+        line = (
+            one_line(error, hydra_cfg.overrides.task, config_dir()) if isinstance(error, CONFIG_ERRORS) else str(error)
+        )
+        with Path(hydra_cfg.sweep.dir, REFUSED).open("a") as file:
+            file.write(json.dumps(f"{line} (job {hydra_cfg.job.num}: {asked})") + "\n")
 
 
 def checked(overrides: Sequence[str], asked: Sequence[str] = ()) -> DictConfig:
@@ -217,8 +228,11 @@ def _checked_run(overrides: list[str], asked: Sequence[str]) -> str:
     return checked(overrides, asked).run_dir
 
 
-def _checked_sweep(stage: str, overrides: list[str], asked: Sequence[str]) -> list[str]:
-    """Refuse what is wrong in any job before the first one starts; returns overrides that tell the jobs apart."""
+def _checked_sweep(stage: str, overrides: list[str], asked: Sequence[str]) -> tuple[Path, list[str]]:
+    """Refuse what is wrong in any job before the first one starts.
+
+    Returns the folder of the sweep, and overrides that tell the jobs apart.
+    """
     given = text.value_of(overrides, "run_dir")
     jobs = _jobs(overrides)
     swept = {override for job_overrides in jobs for override in job_overrides} - set(overrides)
@@ -232,12 +246,22 @@ def _checked_sweep(stage: str, overrides: list[str], asked: Sequence[str]) -> li
     run_dir = run_dirs[0]
     place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
     create(place)
+    (place / REFUSED).unlink(missing_ok=True)
     excluded = ",".join(dict.fromkeys([*text.not_swept(overrides), "run_dir"]))
-    return [
+    return place, [
         *([] if given is not None else [text.assign("run_dir", run_dir)]),
         text.assign("hydra.sweep.dir", place),
         f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
     ]
+
+
+def _tell_refused(place: Path) -> None:
+    """Raise what jobs of the sweep in this folder have refused, as one error of the user."""
+    path = place / REFUSED
+    if path.exists():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.unlink()
+        raise ValueError("; ".join(lines))
 
 
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:

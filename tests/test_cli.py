@@ -14,6 +14,7 @@ import nas_llm.stages
 from nas_llm import cli
 from nas_llm.config import config_dir
 from nas_llm.config_errors import groups, options
+from nas_llm.launch import checked
 from nas_llm.run_directory import locked
 
 REHEARSED = '''"""Rehearses {name}.
@@ -26,7 +27,7 @@ import os
 from pathlib import Path
 
 
-READS = ("sampler", "search", "trainer", "architecture", "ckpt_path", "seed", "importance")
+READS = {reads}
 
 
 def main(cfg):
@@ -53,6 +54,7 @@ def main(cfg):
                 raise SystemExit(1)
 '''
 STAGES = ("train", "search", "report")
+ROOTS = tuple(str(key) for key in checked(["stage=train"]))
 Nas = Callable[..., int]
 
 
@@ -62,7 +64,7 @@ def rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     folder = tmp_path / "rehearsed"
     folder.mkdir()
     for name in STAGES:
-        (folder / f"{name}.py").write_text(REHEARSED.replace("{name}", name))
+        (folder / f"{name}.py").write_text(REHEARSED.replace("{name}", name).replace("{reads}", repr(ROOTS)))
     loaded = {name: sys.modules.pop(name, None) for name in (f"nas_llm.stages.{stage}" for stage in STAGES)}
     monkeypatch.setattr(nas_llm.stages, "__path__", [str(folder)])
     work = tmp_path / "work"
@@ -135,8 +137,6 @@ def test_the_help_of_a_stage_shows_groups_options_and_common_overrides(
 
 
 def test_the_common_overrides_are_real() -> None:
-    from nas_llm.launch import checked
-
     values = {"DIR": "x", "PATH": "x", "N": "1", "X": "0.1"}
     for override in (part for common, _ in cli.COMMON for part in common.split() if not part.startswith("ckpt_path")):
         key, _, value = override.partition("=")

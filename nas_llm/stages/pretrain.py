@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.config import build, checkpoint_path
-from nas_llm.data.microworld import multiple_choice_sets, train_tokenizer
-from nas_llm.data.microworld.blocks import Tokens, pack_whole, repeated, tokenise, write
+from nas_llm.data.microworld import FAMILIES, multiple_choice_sets, train_tokenizer
+from nas_llm.data.microworld.blocks import FORMATS, Tokens, pack_whole, repeated, tokenise, write
 from nas_llm.data.microworld.lexicon import lexicon
 from nas_llm.evaluation.multiple_choice import Accuracy, accuracies
 from nas_llm.models.lookback import LookBack
@@ -45,6 +45,9 @@ IGNORES = (
 )
 
 
+BYTES = 256  # the alphabet of the tokenizer, beside two special tokens
+
+
 @dataclass(frozen=True)
 class Phase:
     """A part of the curriculum: ``steps`` on blocks of ``sequence_length`` tokens of a ``format``, stories of at most
@@ -58,6 +61,13 @@ class Phase:
     known_weight: float
     families: Mapping[str, float] | None = None
     decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _refuse_below(self, "pretrain.phases.N", steps=1, size=2, sequence_length=8, known_weight=0, decay_steps=0)
+        if self.format not in FORMATS:
+            raise ValueError(f"pretrain.phases.N.format={self.format}: allowed are {', '.join(FORMATS)}")
+        if unknown := sorted(set(self.families or ()) - set(FAMILIES)):
+            raise ValueError(f"pretrain.phases.N.families.{unknown[0]}: allowed are {', '.join(FAMILIES)}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,24 @@ class Recipe:
     score_every: int
     items_per_set: int
 
+    def __post_init__(self) -> None:
+        positive = {"vocab_size": BYTES + 2, "batch_tokens": 1, "warmup_steps": 1, "score_every": 1, "items_per_set": 1}
+        _refuse_below(self, "pretrain", **positive, learning_rate=0, weight_decay=0, gradient_clip=0, text_weight=0)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"pretrain.betas={list(self.betas)}: allowed are two numbers from 0 to below 1")
+        if not self.phases:
+            raise ValueError("pretrain.phases=[]: there has to be a phase, or there is nothing to train")
+        longest = max(phase.sequence_length for phase in self.phases)
+        if self.batch_tokens < longest:
+            raise ValueError(
+                f"pretrain.batch_tokens={self.batch_tokens}: allowed is the longest block, {longest}, or more"
+            )
+        if longest > self.model.max_position_embeddings:
+            raise ValueError(
+                f"pretrain.phases.N.sequence_length={longest}: allowed are at most the "
+                f"pretrain.model.max_position_embeddings={self.model.max_position_embeddings} tokens"
+            )
+
     @property
     def steps(self) -> int:
         """Of all phases."""
@@ -103,6 +131,12 @@ class Recipe:
     def _phase_and_end(self, step: int) -> tuple[Phase, int]:
         ends = accumulate(phase.steps for phase in self.phases)
         return next((phase, end) for phase, end in zip(self.phases, ends, strict=True) if step < end)
+
+
+def _refuse_below(settings: Any, prefix: str, **least: float) -> None:
+    for key, low in least.items():
+        if getattr(settings, key) < low:
+            raise ValueError(f"{prefix}.{key}={getattr(settings, key)}: allowed is {low} or more")
 
 
 class Batches:
