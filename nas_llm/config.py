@@ -227,6 +227,8 @@ def _check_names(trainer: Mapping[str, Any]) -> None:
 
 
 def _check_node(key: str, node: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    from huggingface_hub.errors import StrictDataclassError
+
     from nas_llm.config_errors import unknown
 
     target = locate(node["_target_"], f"{key}._target_")
@@ -259,6 +261,8 @@ def _check_node(key: str, node: Mapping[str, Any], sources: Mapping[str, str]) -
             target(**_tried(settings), **missing)  # refuses impossible values now
         except (_NotYet, TypeError):
             return  # as far as it goes without a model and data
+        except StrictDataclassError as error:  # transformers' own configurations
+            raise ValueError(f"{key}: {' '.join(str(error).split())}") from error
 
 
 class _NotYet(Exception):

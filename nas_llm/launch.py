@@ -71,11 +71,9 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     args = parser.parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in args.overrides]
     given = text.quoted(_with_config_dir(args.overrides, args.config_dir, flags))
-    refuse_choices(text.parse(given), config_dir())
     shows = args.cfg or args.info or args.hydra_help or args.shell_completion
     overrides = [*_with_recorded(stage, given), f"stage={stage}"]
     asked = given if is_main_process() else []  # other ranks are given what the main one composed, recorded ones too
-    refuse_ignored(stage, asked)
     if shows:
         _run_hydra([*flags, *overrides])
     elif args.multirun:
@@ -122,6 +120,9 @@ def checked(overrides: Sequence[str], asked: Sequence[str] = ()) -> DictConfig:
         overrides: all, the stage's name among them.
         asked: those of the command line, which have to take effect.
     """
+    stage = text.value_of(overrides, "stage")
+    assert stage is not None
+    refuse_ignored(stage, asked)
     whole = _composed(overrides)
     before = HydraConfig.instance().cfg
     try:
@@ -129,7 +130,7 @@ def checked(overrides: Sequence[str], asked: Sequence[str] = ()) -> DictConfig:
         cfg = whole.copy()
         with open_dict(cfg):
             del cfg["hydra"]
-        refuse_unread(cfg.stage, asked, cfg, config_dir())
+        refuse_unread(stage, asked, cfg, config_dir())
         if cfg.run_dir in (None, "") or not isinstance(cfg.run_dir, str | int):
             raise ValueError(f"run_dir={cfg.run_dir} is not allowed: name a folder, as run_dir=runs/mine")
         cfg.run_dir = str(cfg.run_dir)  # its time is that of now, not of every look at it
@@ -142,6 +143,7 @@ def checked(overrides: Sequence[str], asked: Sequence[str] = ()) -> DictConfig:
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
+    refuse_choices(text.parse(overrides), config_dir())
     setup_globals()
     with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
         return hydra.compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)

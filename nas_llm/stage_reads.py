@@ -80,10 +80,10 @@ def refuse_unread(stage: str, overrides: Sequence[str], cfg: DictConfig, folder:
             raise ValueError(unknown(f"{key} cannot take effect, no stage reads it", key.partition(".")[0], known))
     for key in declared()[stage].keys:
         if key in groups(folder) and key not in cfg:
-            raise ValueError(
-                f"{given_for(key, overrides)} leaves out what nas-llm {stage} reads: choose {key}=, of "
-                f"{', '.join(options(folder, key))}"
-            )
+            left_out = given_for(key, overrides)
+            what = f"{key} is missing" if left_out == key else f"{left_out} leaves out {key}"
+            named = ", ".join(options(folder, key))
+            raise ValueError(f"{what}, which nas-llm {stage} reads: choose {key}=, of {named}")
 
 
 def _without_effect(stage: str, given: Override, stages: Mapping[str, Reads]) -> str:

@@ -21,8 +21,6 @@ READS = ("analysis", "model", "data", "search_space", "trainer.accelerator")
 
 def main(cfg: DictConfig) -> None:
     """Run the analysis of `cfg.analysis`, print its table and write its figures to the run directory."""
-    if "analysis" not in cfg or not cfg.analysis:
-        raise ValueError("analysis is missing: name one, as nas-llm analyse importance")
     with quiet():
         findings: Findings = build(cfg.analysis)(subject(cfg))
     add_metrics(Path(cfg.run_dir), findings.metrics)

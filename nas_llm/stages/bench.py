@@ -16,8 +16,6 @@ READS = ("bench",)
 
 def main(cfg: DictConfig) -> None:
     """Run the benchmark of `cfg.bench`, print its figures and write them to the run directory."""
-    if "bench" not in cfg:
-        raise ValueError("bench is missing: name a benchmark, as nas-llm bench sandwich")
     with quiet():
         figures = build(cfg.bench)()
     print(table(figures))
