@@ -15,7 +15,6 @@ from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
@@ -25,7 +24,7 @@ from nas_llm import overrides as text
 from nas_llm import provenance
 from nas_llm.config import CONFIG_NAME, check, config_dir
 from nas_llm.config_effects import refuse_effects
-from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, refuse_choices
+from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, options, refuse_choices
 from nas_llm.reporting.sweep import runs_below
 from nas_llm.run_directory import (
     create,
@@ -71,6 +70,8 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     args = parser.parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in args.overrides]
     given = text.quoted(_with_config_dir(args.overrides, args.config_dir, flags))
+    folders = [config_dir(), *([Path(args.config_dir)] if args.config_dir else [])]
+    given = text.enumerated(given, lambda group: [name for folder in folders for name in options(folder, group)])
     shows = args.cfg or args.info or args.hydra_help or args.shell_completion
     overrides = [*_with_recorded(stage, given), f"stage={stage}"]
     asked = given if is_main_process() else []  # other ranks are given what the main one composed, recorded ones too
@@ -268,9 +269,7 @@ def _tell_refused(place: Path) -> None:
 
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of a sweep, also of one that the configuration itself describes."""
-    setup_globals()
-    with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        parsed = text.parse(overrides, GlobalHydra.instance().config_loader())
+    parsed = text.parse(overrides)
     alone = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
     params = OmegaConf.select(_composed(alone), "hydra.sweeper.params") or {}
     return text.jobs([*text.parse([f"{key}={value}" for key, value in params.items()]), *parsed])

@@ -2,21 +2,39 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import OmegaConf
 
 RECORD = Path(".hydra", "overrides.yaml")
 NOT_RECORDED = ("stage", "run_dir", "ckpt_path")  # of one call, not of the run
 
 
-def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
-    """Parse overrides in Hydra's grammar; raises its OverrideParseException. The loader knows what a glob matches."""
-    return OverridesParser.create(loader).parse_overrides(list(overrides))
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides in Hydra's grammar; raises its OverrideParseException."""
+    return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def enumerated(overrides: Sequence[str], options: Callable[[str], Sequence[str]]) -> list[str]:
+    """Globs of a group's options as the options that they match: Hydra's own do not look into folders of options.
+
+    Raises:
+        ValueError: one matches nothing.
+    """
+    found = []
+    for override in parse(overrides):
+        glob, named = override.value(), str(override.input_line)
+        if isinstance(glob, Glob):
+            known = options(override.key_or_group)
+            matched = glob.filter(list(known))
+            if not matched:
+                raise ValueError(f"{named} matches none of {override.key_or_group}'s options: {', '.join(known)}")
+            named = f"{override.get_key_element()}={','.join(matched)}"
+        found.append(named)
+    return found
 
 
 def value_of(overrides: Sequence[str], key: str) -> str | None:

@@ -161,8 +161,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "-m", "sampler.k=1,-1", "hydra/launcher=joblib"], "(job 1: sampler.k=-1)"),
         (["train", "-m", "sampler=standard,random", "distillation=none,forward_kl"], "(job 1: sampler=standard dist"),
         (["train", "-m", "experiment=glob(ablation_samplers/*)", "seed=1,-1"], "seed=-1 is not allowed"),
+        (["train", "-m", "experiment=glob(nothing/*)"], "matches none of experiment's options: ablation_samplers, "),
         (["train", "-m", "experiment=quickstart,quickstrat"], "did you mean experiment=quickstart?"),
-        (["train", "-m", "+hydra.sweeper.params={seed:'1,-1'}"], "seed=-1 is not allowed"),
         (["train", "-m", "sampler=random,sandwhich"], "did you mean sampler=sandwich?"),
         (["train", "--multi-run"], "unrecognized arguments: --multi-run"),
         (["train", "--config-dir", "nowhere"], "--config-dir nowhere is no folder"),
@@ -342,8 +342,19 @@ def test_a_key_misspelt_in_one_of_a_sweeps_experiments_is_refused_before_the_fir
     Path("mine/experiment").mkdir(parents=True)
     Path("mine/experiment/good.yaml").write_text("# @package _global_\nseed: 3\n")
     Path("mine/experiment/bad.yaml").write_text("# @package _global_\ntrainr:\n  max_steps: 3\n")
-    assert nas("train", "--config-dir", "mine", "-m", "experiment=good,bad", "run_dir=sweep") == 2
+    assert nas("train", "--config-dir", "mine", "-m", "experiment=glob([good,ba*])", "run_dir=sweep") == 2
     assert "trainr.max_steps cannot take effect, no stage reads it: did you mean trainer?" in error_line(capsys)
+    assert not Path("sweep").exists()
+
+
+def test_a_sweep_that_an_experiment_describes_is_checked_before_the_first_job(
+    nas: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 1,-1\n"
+    Path("mine/experiment/swept.yaml").write_text(text)
+    assert nas("train", "--config-dir", "mine", "-m", "experiment=swept", "run_dir=sweep") == 2
+    assert "seed=-1 is not allowed" in error_line(capsys)
     assert not Path("sweep").exists()
 
 

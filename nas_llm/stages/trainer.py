@@ -42,7 +42,7 @@ def one_line_refusals(cfg: DictConfig) -> Iterator[None]:
         changed = [key for key, value in settings.items() if isinstance(value, str) and value != defaults.get(key)]
         words = {word.lower() for word in re.findall(r"\w+", message)}
         blamed = [key for key in settings if key in words or (key in changed and settings[key].lower() in words)]
-        named = blamed or [key for key in changed if key != "_target_"]
+        named = blamed or [key for key in changed if key not in ("_target_", "default_root_dir")]
         given = ", ".join(f"trainer.{key}={_shown(settings[key])}" for key in named)
         usual = " ".join(f"trainer.{key}={_shown(defaults[key])}" for key in named if key in defaults)
         raise ValueError(
