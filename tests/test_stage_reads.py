@@ -11,15 +11,17 @@ import test_analysis
 from omegaconf import DictConfig, OmegaConf
 from test_train_stage import arguments, base  # noqa: F401  # a fixture
 
+from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark
 from nas_llm.config import config_dir
 from nas_llm.launch import checked, launch
+from nas_llm.overrides import RECORD
+from nas_llm.run_directory import write_text
 from nas_llm.stage_reads import OF_EVERY_STAGE, Reads, declared, refuse_unread, unread
 
 STAGES = declared()
-TINY_BENCH = ["bench=sandwich", "bench.repeats=1", "bench.batch_size=1", "bench.sequence_length=4"]
 TINY_RECIPE = ["experiment=microworld_llama", "pretrain.vocab_size=400", "pretrain.items_per_set=1", "logger=none"]
 TINY_RECIPE += ["pretrain.model.hidden_size=48", "pretrain.model.intermediate_size=32", "pretrain.model.head_dim=4"]
-TINY_RECIPE += ["pretrain.model.num_hidden_layers=2", "pretrain.batch_tokens=160", "trainer.max_time=00:00:00:01"]
+TINY_RECIPE += ["pretrain.model.num_hidden_layers=2", "pretrain.batch_tokens=176", "trainer.max_time=00:00:00:01"]
 
 
 def observed(cfg: DictConfig) -> tuple[DictConfig, set[str]]:
@@ -59,11 +61,14 @@ def reads(base, tmp_path_factory) -> dict[str, set[str]]:  # noqa: F811
     run = [f"run_dir={folder / 'run'}", *given]
     _, named, _, *analysed = test_analysis.arguments(base, folder / "analysed", "analysis.compare=[none,activation]")
     found = {"train": reads_of(run, "train")}
+    write_text(folder / "run" / RECORD, OmegaConf.to_yaml(given))  # as launch does, for the report
     for stage in ("search", "evaluate", "export", "report"):
         chosen = ["architecture=smallest"] if stage in ("evaluate", "export") else []
         found[stage] = reads_of([*run, *chosen], stage)
     found["analyse"] = reads_of([f"analysis={named}", f"run_dir={folder / 'analysed'}", *analysed], "analyse")
-    found["bench"] = reads_of([*TINY_BENCH, f"run_dir={folder / 'bench'}"], "bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SandwichBenchmark, "__call__", lambda self: [Figure("ratio", 1.0, 2.0, "")])
+        found["bench"] = reads_of(["bench=sandwich", f"run_dir={folder / 'bench'}"], "bench")
     found["pretrain"] = reads_of([*TINY_RECIPE, f"run_dir={folder / 'made'}"], "pretrain")
     return found
 
