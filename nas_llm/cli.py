@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-import nas_llm.stages
 from nas_llm import __version__
 from nas_llm.config import config_dir
 from nas_llm.run_directory import DISK_ERRORS, is_main_process
+from nas_llm.stages import modules
 
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
 FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
@@ -66,12 +66,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def stages() -> dict[str, str]:
     """The stages and the first line of what each says of itself, read without importing them."""
-    found = {}
-    for path in (path for folder in nas_llm.stages.__path__ for path in Path(folder).glob("[!_]*.py")):
-        module = ast.parse(path.read_text())
-        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
-            found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
-    return dict(sorted(found.items()))
+    return {name: (ast.get_docstring(module) or "").partition("\n")[0] for name, module in modules().items()}
 
 
 def overview() -> str:

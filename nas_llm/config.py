@@ -1,11 +1,12 @@
 """The configuration: where it lies, whether it fits the code, and the objects it describes.
 
 `check` binds every `_target_` node to the signature of what it names (unknown, missing and ill-typed settings) and
-refuses settings that cannot take effect, before a model or data are loaded. `build` makes the object of one node.
+refuses impossible values, before a model or data are loaded. `build` makes the object of one node.
 """
 
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -33,10 +34,10 @@ RUNTIME: Mapping[str, frozenset[str]] = {
         {"supernet", "space", "sampler", "distillation", "optimizer", "scheduler", "hidden_matching"}
     ),
     "checkpoint": frozenset({"folder"}),
-    "trainer": frozenset({"logger", "callbacks"}),
+    "trainer": frozenset({"logger", "callbacks", "plugins"}),
 }
 MODEL_LOADER = "nas_llm.models.supernet.Supernet.from_pretrained"  # takes model.path and the rest of the group by name
-ROOT_TYPES = {
+TYPES = {
     "seed": int,
     "name": str,
     "run_dir": str,
@@ -44,6 +45,8 @@ ROOT_TYPES = {
     "architecture": str | None,
     "max_params": float | None,
     "max_latency_ms": float | None,
+    "export.path": str | None,
+    "model.path": str,
 }
 LIGHT = ("nas_llm.samplers.", "nas_llm.schedules.", "nas_llm.search")  # checked first: they import without torch
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
@@ -89,7 +92,7 @@ def checkpoint_path(cfg: "DictConfig") -> Path | None:
 
 
 def check(cfg: "DictConfig") -> None:
-    """Bind every `_target_` node to its signature and refuse what cannot take effect.
+    """Bind every `_target_` node to its signature and refuse values that no model and no data make possible.
 
     Raises:
         ValueError: the first such setting, with its key, its value and what is allowed.
@@ -98,17 +101,21 @@ def check(cfg: "DictConfig") -> None:
 
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    for key, annotation in ROOT_TYPES.items():
-        _check_type(key, plain[key], annotation)
-    _check_type("model.path", plain["model"]["path"], str)
+    for key, annotation in TYPES.items():
+        _check_type(key, OmegaConf.select(cfg, key), annotation)
     checkpoint_path(cfg)
     sources = _sources(OmegaConf.to_container(cfg, resolve=False), "")
     _check_type("model.tokenizer_path", plain["model"].get("tokenizer_path"), str | None)
     loaded = {key: value for key, value in plain["model"].items() if key not in ("path", "tokenizer_path")}
     nodes = [*_nodes(plain, ""), ("model", {"_target_": MODEL_LOADER, "_partial_": True, **loaded})]
+    for key in ("max_params", "max_latency_ms"):
+        if plain[key] is not None and plain[key] <= 0:
+            raise ValueError(f"{key}={plain[key]} is not a limit: give a number above 0")
+    _check_targets(plain)
+    _check_numbers(plain, "", sources)
     for key, node in sorted(nodes, key=lambda pair: not str(pair[1]["_target_"]).startswith(LIGHT)):
         _check_node(key, node, sources)
-    _check_effects(cfg)
+    _check_names(plain["trainer"])
 
 
 def locate(target: str, key: str) -> Any:
@@ -157,7 +164,71 @@ def _sources(raw: Any, key: str) -> dict[str, str]:
     return {key: match[1]} if match else {}
 
 
+def _check_targets(plain: Mapping[Any, Any]) -> None:
+    """What stands for an object says of which class; settings alone are those of an option that was not chosen."""
+    from nas_llm.config_errors import groups, options
+
+    folder = config_dir()
+    for group in [*groups(folder), "training", "checkpoint"]:
+        if group not in plain or group == "model" or _may_be_empty(folder / group):
+            continue
+        node: dict[str, Any] = plain[group] or {}
+        if group == "objectives":
+            chosen = [name for name, child in node.items() if "_target_" in child]
+            for name in node.keys() - set(chosen):
+                known = ", ".join(options(folder, group))
+                raise ValueError(
+                    f"{group}.{name}={node[name]} cannot take effect: {name} is not among the {group}; add it, "
+                    f"{group}=[{','.join([*chosen, name])}], or leave it out (there are {known})"
+                )
+        elif "_target_" not in node:
+            raise ValueError(
+                f"{group}={node} has no _target_, so that nothing can be built of it: choose {group}=, of "
+                f"{', '.join(options(folder, group))}"
+            )
+
+
+def _may_be_empty(group: Path) -> bool:
+    from omegaconf import OmegaConf
+
+    none = group / "none.yaml"
+    return none.is_file() and not OmegaConf.load(none)
+
+
+def _check_numbers(value: Any, key: str, sources: Mapping[str, str]) -> None:
+    """Every number is finite, and a seed is one that numpy and torch both take."""
+    if isinstance(value, dict | list):
+        children = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, child in children:
+            _check_numbers(child, f"{key}.{name}" if key else str(name), sources)
+        return
+    given = sources.get(key, key)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{given}={value} is not allowed: set {given} to a finite number")
+    if key.rpartition(".")[2] == "seed" and isinstance(value, int) and not 0 <= value < 2**32:
+        raise ValueError(f"{given}={value} is not allowed: set {given} to a whole number from 0 to {2**32 - 1}")
+
+
+def _check_names(trainer: Mapping[str, Any]) -> None:
+    """Lightning's own names, which its signature does not tell."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    from nas_llm.config_errors import unknown
+
+    known = {
+        "accelerator": {"auto", "gpu", *AcceleratorRegistry.available_accelerators()},
+        "strategy": {"auto", *StrategyRegistry.available_strategies()},
+    }
+    for key, names in known.items():
+        value = trainer.get(key)
+        if isinstance(value, str) and value not in names:
+            raise ValueError(unknown(f"trainer.{key}={value} is not known", value, names, prefix=f"trainer.{key}="))
+
+
 def _check_node(key: str, node: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    from huggingface_hub.errors import StrictDataclassError
+
     from nas_llm.config_errors import unknown
 
     target = locate(node["_target_"], f"{key}._target_")
@@ -171,6 +242,8 @@ def _check_node(key: str, node: Mapping[str, Any], sources: Mapping[str, str]) -
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     named = {name: parameter for name, parameter in parameters.items() if parameter.kind not in (0, 2, 4)}
     for name, value in settings.items():
+        if name in runtime and "." not in key.removeprefix("objectives."):  # a node that a stage builds itself
+            raise ValueError(f"{key}.{name}={value} cannot take effect: the stage sets it itself; leave it out")
         if name in named:
             setting = f"{key}.{name}"
             _check_type(sources.get(setting, setting), value, named[name].annotation)
@@ -182,13 +255,44 @@ def _check_node(key: str, node: Mapping[str, Any], sources: Mapping[str, str]) -
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in settings and name not in runtime:
             raise ValueError(f"{key}.{name} is required by {node['_target_']}: add {key}.{name}=...")
-    if (
-        isinstance(target, type)
-        and is_dataclass(target)
-        and settings.keys() >= _required(named)
-        and not _nested(settings)
-    ):
-        target(**settings)  # a strategy that needs nothing else refuses impossible values now
+    if is_dataclass(target) or (node["_target_"].startswith("nas_llm.") and runtime & named.keys()):
+        missing = dict.fromkeys(runtime & _required(named), _LATER)
+        try:
+            target(**_tried(settings), **missing)  # refuses impossible values now
+        except (_NotYet, TypeError):
+            return  # as far as it goes without a model and data
+        except StrictDataclassError as error:  # transformers' own configurations
+            raise ValueError(f"{key}: {' '.join(str(error).split())}") from error
+
+
+class _NotYet(Exception):
+    """Something was asked of what is only there later."""
+
+
+class _Later:
+    """Stands for what a stage passes at run time, and for objects that are built of nodes of their own."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _NotYet(name)
+
+    def __call__(self, *args: Any) -> Any:
+        raise _NotYet
+
+    def __iter__(self) -> Iterator[Any]:
+        raise _NotYet
+
+    def __len__(self) -> int:
+        raise _NotYet
+
+
+_LATER = _Later()
+
+
+def _tried(value: Any) -> Any:
+    """A setting as its class would get it."""
+    if isinstance(value, dict):
+        return _LATER if "_target_" in value else {name: _tried(child) for name, child in value.items()}
+    return [_tried(child) for child in value] if isinstance(value, list) else value
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
@@ -212,36 +316,12 @@ def _required(named: Mapping[str, inspect.Parameter]) -> set[str]:
     return {name for name, parameter in named.items() if parameter.default is parameter.empty}
 
 
-def _nested(settings: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, dict | list) for value in settings.values())
-
-
 def _check_type(key: str, value: Any, annotation: Any) -> None:
     if annotation is inspect.Parameter.empty or fits(value, annotation):
         return
-    given = "null" if value is None else value
-    raise ValueError(f"{key}={given} is not allowed: it must be {describe(annotation)}")
+    from nas_llm.config_errors import inner_groups, options
 
-
-def _check_effects(cfg: "DictConfig") -> None:
-    """Settings that are each right but cannot take effect together."""
-    if cfg.stage != "train":
-        return
-    reads_logits, frozen = build(cfg.distillation).uses_teacher, cfg.training.teacher == "frozen"
-    matches = bool(cfg.hidden_matching)
-    if str(cfg.sampler.get("_target_", "")).endswith(".StandardSampler") and not frozen and (reads_logits or matches):
-        group = "distillation" if reads_logits else "hidden_matching"
-        raise ValueError(
-            f"{group}={cfg[group]['_target_'].rpartition('.')[2]} cannot take effect with sampler=standard, "
-            f"which trains the teacher alone: add {group}=none, or choose sampler=sandwich, or training.teacher=frozen"
-        )
-    if frozen and not reads_logits and not matches:
-        raise ValueError(
-            "training.teacher=frozen cannot take effect where nothing is learnt from a teacher: "
-            "choose distillation=forward_kl or hidden_matching=mse, or training.teacher=in_place"
-        )
-    if cfg.training.teacher_logits == "recomputed" and not reads_logits:
-        raise ValueError(
-            "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
-            "choose distillation=forward_kl, or training.teacher_logits=recorded"
-        )
+    given, group = "null" if value is None else value, key.replace(".", "/")
+    inner = group in inner_groups(config_dir())
+    mend = f"; choose {group}=, of {', '.join(options(config_dir(), group))}" if inner else ""
+    raise ValueError(f"{key}={given} is not allowed: it must be {describe(annotation)}{mend}")

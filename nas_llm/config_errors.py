@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -25,13 +26,18 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def unknown(what: str, name: str, candidates: Iterable[str], *, prefix: str = "") -> str:
-    """`what` is not known, the nearest name that is, and all of them where they are few."""
+def unknown(what: str, name: str, candidates: Iterable[str], *, prefix: str = "", rest: str = "") -> str:
+    """`what` is not known, the nearest name that is, and all of them where they are few.
+
+    The nearest name is shown as a user would write it, between `prefix` and `rest`.
+    """
     names = sorted(candidate for candidate in candidates if not candidate.startswith("_"))
     guess = nearest(name, names)
     if guess and len(names) > LISTED:
-        return f"{what}: did you mean {prefix}{guess}?"
-    meant = f" did you mean {prefix}{guess}?" if guess else ""
+        return f"{what}: did you mean {prefix}{guess}{rest}?"
+    if not names:
+        return f"{what}: there are none to choose from"
+    meant = f" did you mean {prefix}{guess}{rest}?" if guess else ""
     return f"{what}:{meant} Known are {', '.join(names)}"
 
 
@@ -59,15 +65,19 @@ def one_line(error: BaseException, overrides: Sequence[str], folder: Path) -> st
         return f"{_instantiated(error)}{flat(error.__cause__)}"
     if inner := re.match(r"Could not override '(\w+)/(\w+)'", str(error)):
         group, name = inner.groups()
-        given = _given(f"{group}/{name}", overrides)
+        given = given_for(f"{group}/{name}", overrides)
         return f"{given} cannot take effect: the chosen {group} takes no {name}; choose another with {group}=..."
+    if many := re.match(r"Multiple values for ([\w/]+)\.", str(error)):
+        return f"{given_for(many[1], overrides)} cannot be added: there is one {many[1]} already; write {many[1]}=..."
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: write key=value, and quote special characters: key='\"a, b=c\"'"
     if isinstance(error, MissingMandatoryValue):
         return f"{_full_key(error)} is required: add {_full_key(error)}=..."
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, InterpolationKeyError | InterpolationResolutionError):
-        return flat(cause)
+        named = re.search(r"'([\w.]+)' not found", flat(cause))
+        given = given_for(named[1], overrides) if named else ""
+        return _left_out(given) if given.startswith("~") else flat(cause)
     if isinstance(cause, OmegaConfBaseException) and "is not in struct" in str(cause):
         return _unknown_key(cause, overrides, folder)
     return flat(error)
@@ -78,6 +88,30 @@ def flat(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
     return " ".join(kept) or type(error).__name__
+
+
+def refuse_choices(overrides: Iterable[Override], folder: Path) -> None:
+    """Refuse overrides without a key, and groups that are given what cannot be an option's name, as sampler=null.
+
+    Raises:
+        ValueError: the first of them.
+    """
+    known = [*groups(folder), *inner_groups(folder)]
+    for override in overrides:
+        if not override.key_or_group:
+            raise ValueError(f"{override.input_line!r} cannot be read: write key=value")
+        if override.key_or_group not in known or override.is_sweep_override() or override.is_delete():
+            continue
+        value, group = override.value(), override.key_or_group
+        if not isinstance(value, str | list | dict):
+            named = options(folder, group)
+            raise ValueError(unknown(f"{override.input_line} is not known", str(value), named, prefix=f"{group}="))
+
+
+def given_for(key: str, overrides: Sequence[str]) -> str:
+    """The override of `key`, or of a setting below it, as the user wrote it."""
+    keys = {text: text.partition("=")[0].lstrip("+~") for text in overrides}
+    return next((text for text, given in keys.items() if given == key or given.startswith(f"{key}.")), key)
 
 
 def _missing_option(error: MissingConfigException, folder: Path) -> str:
@@ -101,24 +135,31 @@ def inner_groups(folder: Path) -> list[str]:
     return sorted(f"{inner.parent.name}/{inner.name}" for inner in found)
 
 
+def _left_out(given: str) -> str:
+    return f"{given} leaves out what is read: set it instead, {given.lstrip('~').partition('=')[0]}=..."
+
+
 def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder: Path) -> str:
     parent, _, name = str(cause.full_key or cause.key).rpartition(".")
     prefix = f"{parent}." if parent else ""
     known = [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
     if not parent:
         known = sorted({*known, *groups(folder)} - {"hydra"})
-    given = _given(prefix + name, overrides)
+    given = given_for(prefix + name, overrides)
+    if given.startswith("~"):
+        return _left_out(given)
+    if (inner := f"{parent}/{name}") in inner_groups(folder):
+        return f"{given} is not known: choose {inner}=, of {', '.join(options(folder, inner))}"
+    if parent in groups(folder) and name in options(folder, parent):
+        chosen = ",".join([*known, name])
+        return f"{given} cannot take effect: {name} is not among the {parent}; add it, {parent}=[{chosen}]"
     elsewhere = [key for key in _leaves(cause.parent_node) if key.rpartition(".")[2] == name]
     if elsewhere:
         return f"{given} is not known: did you mean {' or '.join(elsewhere)}?"
     if not known:
         return f"{given} cannot take effect: the chosen {parent} has no settings; choose another with {parent}=..."
-    return unknown(f"{given} is not known", name, known, prefix=prefix)
-
-
-def _given(key: str, overrides: Sequence[str]) -> str:
-    """The override of `key` as the user wrote it."""
-    return next((text for text in overrides if text.split("=")[0] == key), key)
+    rest = given.partition("=")[0].lstrip("+").removeprefix(prefix + name)
+    return unknown(f"{given} is not known", name, known, prefix=prefix, rest=rest)
 
 
 def _leaves(node: DictConfig | None) -> list[str]:

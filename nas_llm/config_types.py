@@ -1,7 +1,8 @@
 """Whether a value from a configuration file fits a Python annotation, and how to say what would.
 
 Only what YAML can hold is judged: numbers, strings, booleans, null, lists and mappings. A mapping with `_target_`
-stands for an object to be built and fits everything; an annotation that is some other class is not judged.
+stands for an object to be built and fits everything, also what is annotated with a class of this package, which no
+number and no text fits. An annotation that is another class is not judged.
 """
 
 import collections.abc
@@ -97,6 +98,8 @@ def _fits_class(value: Any, origin: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if origin is str or _is_path(origin):
         return isinstance(value, str | Path)
+    if isinstance(origin, type) and origin.__module__.startswith("nas_llm."):  # built of a node, never written out
+        return not isinstance(value, SCALARS)
     return value is not None or not isinstance(origin, type)
 
 

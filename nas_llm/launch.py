@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from nas_llm import overrides as text
 from nas_llm import provenance
 from nas_llm.config import CONFIG_NAME, check, config_dir
-from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups
+from nas_llm.config_effects import refuse_effects
+from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, options, refuse_choices
 from nas_llm.reporting.sweep import runs_below
 from nas_llm.run_directory import (
     create,
@@ -35,11 +36,13 @@ from nas_llm.run_directory import (
     started,
     write_text,
 )
+from nas_llm.stage_reads import refuse_ignored, refuse_unread, unread
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
 TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
 FILES_ONLY = ("report",)  # stages that read a run directory and need nothing heavy
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"  # what the other ranks of this job run, whatever their command line says
+REFUSED = ".refused"  # in the folder of a sweep: what its jobs have refused, a line each
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 VERSION_BASE = "1.3"
 
@@ -68,14 +71,19 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     args = parser.parse_intermixed_args(list(arguments))
     flags = [argument for argument in arguments if argument not in args.overrides]
     given = text.quoted(_with_config_dir(args.overrides, args.config_dir, flags))
+    folders = [config_dir(), *([Path(args.config_dir)] if args.config_dir else [])]
+    given = text.enumerated(given, lambda group: [name for folder in folders for name in options(folder, group)])
     shows = args.cfg or args.info or args.hydra_help or args.shell_completion
     overrides = [*_with_recorded(stage, given), f"stage={stage}"]
+    asked = given if is_main_process() else []  # other ranks are given what the main one composed, recorded ones too
     if shows:
         _run_hydra([*flags, *overrides])
     elif args.multirun:
-        _run_hydra([*flags, *overrides, *_checked_sweep(stage, overrides)])
+        place, named = _checked_sweep(stage, overrides, asked)
+        _run_hydra([*flags, *overrides, *named])
+        _tell_refused(place)
     else:
-        run_dir = _checked_run(overrides)
+        run_dir = _checked_run(overrides, asked)
         pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", run_dir)]
         with started(run_dir, refusals=(ValueError, OSError, *CONFIG_ERRORS)):
             _run_hydra([*flags, *overrides, *pinned])
@@ -94,36 +102,66 @@ def job(cfg: DictConfig) -> None:
     if cfg.stage not in CONTINUING:
         with open_dict(cfg):
             cfg.run_dir = hydra_cfg.runtime.output_dir
-    if cfg.stage not in FILES_ONLY:
-        check(cfg)
-    print(f"[{hydra_cfg.job.num}] {' '.join(text.to_record(hydra_cfg.overrides.task))} -> {cfg.run_dir}", flush=True)
-    _run_stage(cfg)
+    _check(cfg)
+    asked = " ".join(text.to_record(hydra_cfg.overrides.task))
+    print(f"[{hydra_cfg.job.num}] {asked} -> {cfg.run_dir}", flush=True)
+    try:
+        _run_stage(cfg)
+    except (ValueError, *CONFIG_ERRORS) as error:  # the other jobs go on, and the process that launched them tells
+        line = (
+            one_line(error, hydra_cfg.overrides.task, config_dir()) if isinstance(error, CONFIG_ERRORS) else str(error)
+        )
+        with Path(hydra_cfg.sweep.dir, REFUSED).open("a") as file:
+            file.write(json.dumps(f"{line} (job {hydra_cfg.job.num}: {asked})") + "\n")
 
 
-def checked(overrides: Sequence[str]) -> DictConfig:
-    """The configuration as a stage would get it, refused as `check` does, with its run directory settled."""
-    setup_globals()
+def checked(overrides: Sequence[str], asked: Sequence[str] = ()) -> DictConfig:
+    """The configuration as a stage would get it, refused as `check` does, with its run directory settled.
+
+    Args:
+        overrides: all, the stage's name among them.
+        asked: those of the command line, which have to take effect.
+    """
+    stage = text.value_of(overrides, "stage")
+    assert stage is not None
+    refuse_ignored(stage, asked)
+    whole = _composed(overrides)
     before = HydraConfig.instance().cfg
-    with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        whole = hydra.compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
     try:
         HydraConfig.instance().set_config(whole)  # for interpolations of Hydra's own settings
         cfg = whole.copy()
         with open_dict(cfg):
             del cfg["hydra"]
+        refuse_unread(stage, asked, cfg, config_dir())
+        if cfg.run_dir in (None, "") or not isinstance(cfg.run_dir, str | int):
+            raise ValueError(f"run_dir={cfg.run_dir} is not allowed: name a folder, as run_dir=runs/mine")
         cfg.run_dir = str(cfg.run_dir)  # its time is that of now, not of every look at it
         if _starts_anew(cfg):
             refuse_outputs(cfg.run_dir)
-        if cfg.stage not in FILES_ONLY:
-            check(cfg)
+        _check(cfg)
         return cfg
     finally:
         HydraConfig.instance().cfg = before
 
 
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    refuse_choices(text.parse(overrides), config_dir())
+    setup_globals()
+    with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        return hydra.compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+
+
+def _check(cfg: DictConfig) -> None:
+    if cfg.stage not in FILES_ONLY:
+        check(cfg)
+        refuse_effects(cfg)
+
+
 def _run_stage(cfg: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     task = [line for line in hydra_cfg.overrides.task if not line.startswith(("stage=", "run_dir="))]
+    passed_over = unread(cfg.stage, task, cfg)  # of those that the run has recorded
+    task = [line for line in task if line not in passed_over]
     arguments = [cfg.stage, *task, text.assign("run_dir", Path(cfg.run_dir).absolute()), *_search_path()]
     with (
         _environment(arguments),
@@ -193,25 +231,38 @@ def _with_recorded(stage: str, overrides: list[str]) -> list[str]:
     return text.merge(text.recorded(run_dir), overrides, [*groups(config_dir()), *inner_groups(config_dir())])
 
 
-def _checked_run(overrides: list[str]) -> str:
+def _checked_run(overrides: list[str], asked: Sequence[str]) -> str:
     """Refuse what is wrong before anything is written; returns the run directory, whose default holds the time."""
     if text.value_of(overrides, "run_dir") is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "run_dir is required when another program starts the processes: add run_dir=DIR, the same for all"
         )
-    return checked(overrides).run_dir
+    return checked(overrides, asked).run_dir
 
 
-def _checked_sweep(stage: str, overrides: list[str]) -> list[str]:
+def _checked_sweep(stage: str, overrides: list[str], asked: Sequence[str]) -> tuple[Path, list[str]]:
+    """Refuse what is wrong in any job before the first one starts.
+
+    Returns the folder of the sweep, and overrides that tell the jobs apart.
+    """
     given = text.value_of(overrides, "run_dir")
     if stage not in CONTINUING:
         _refuse_shared_folder(overrides, given)
-    jobs = [checked(job_overrides) for job_overrides in text.variants(overrides)]
-    run_dir = jobs[0].run_dir
+    jobs = _jobs(overrides)
+    swept = {override for job_overrides in jobs for override in job_overrides} - set(overrides)
+    run_dirs = []
+    for number, job_overrides in enumerate(jobs):
+        try:
+            run_dirs.append(checked(job_overrides, asked).run_dir)
+        except ValueError as error:
+            named = " ".join(override for override in job_overrides if override in swept)
+            raise ValueError(f"{error} (job {number}: {named})") from error
+    run_dir = run_dirs[0]
     place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
     create(place)
+    (place / REFUSED).unlink(missing_ok=True)
     excluded = ",".join(dict.fromkeys([*text.not_swept(overrides), "run_dir"]))
-    return [
+    return place, [
         *([] if given is not None else [text.assign("run_dir", run_dir)]),
         text.assign("hydra.sweep.dir", place),
         f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
@@ -235,6 +286,23 @@ def _refuse_shared_folder(overrides: Sequence[str], run_dir: str | None) -> None
             f"run_dir={run_dir} would be another one for every job, but in a sweep it is the folder of them all: write "
             f"run_dir=FOLDER (each job has its own there, as FOLDER/0-{swept[0]}-...), or leave it out"
         )
+
+
+def _tell_refused(place: Path) -> None:
+    """Raise what jobs of the sweep in this folder have refused, as one error of the user."""
+    path = place / REFUSED
+    if path.exists():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.unlink()
+        raise ValueError("; ".join(lines))
+
+
+def _jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep, also of one that the configuration itself describes."""
+    parsed = text.parse(overrides)
+    alone = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    params = OmegaConf.select(_composed(alone), "hydra.sweeper.params") or {}
+    return text.jobs([*text.parse([f"{key}={value}" for key, value in params.items()]), *parsed])
 
 
 def _run_hydra(arguments: list[str]) -> None:

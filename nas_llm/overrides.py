@@ -1,11 +1,12 @@
 """Overrides as text: those a run was started with, merged with new ones, and the sweeps among them."""
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import OmegaConf
 
 RECORD = Path(".hydra", "overrides.yaml")
@@ -15,6 +16,25 @@ NOT_RECORDED = ("stage", "run_dir", "ckpt_path")  # of one call, not of the run
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides in Hydra's grammar; raises its OverrideParseException."""
     return OverridesParser.create().parse_overrides(list(overrides))
+
+
+def enumerated(overrides: Sequence[str], options: Callable[[str], Sequence[str]]) -> list[str]:
+    """Globs of a group's options as the options that they match: Hydra's own do not look into folders of options.
+
+    Raises:
+        ValueError: one matches nothing.
+    """
+    found = []
+    for override in parse(overrides):
+        glob, named = override.value(), str(override.input_line)
+        if isinstance(glob, Glob):
+            known = options(override.key_or_group)
+            matched = glob.filter(list(known))
+            if not matched:
+                raise ValueError(f"{named} matches none of {override.key_or_group}'s options: {', '.join(known)}")
+            named = f"{override.get_key_element()}={','.join(matched)}"
+        found.append(named)
+    return found
 
 
 def value_of(overrides: Sequence[str], key: str) -> str | None:
@@ -86,7 +106,7 @@ def merge(old: Sequence[str], new: Sequence[str], groups: Iterable[str]) -> list
         if override.key_or_group in known
     }
     changed = tuple(
-        f"{_place(override)}."
+        f"{place(override)}."
         for override in after
         if override.key_or_group in known
         and choices.get((override.key_or_group, override.package), ...) != override.value()
@@ -95,25 +115,26 @@ def merge(old: Sequence[str], new: Sequence[str], groups: Iterable[str]) -> list
         override
         for override in before
         if (override.key_or_group, override.package) not in replaced
-        and not (changed and _place(override).startswith(changed))
+        and not (changed and place(override).startswith(changed))
     ]
     return [str(override.input_line) for override in (*kept, *after)]
 
 
-def variants(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """Single jobs that together hold every value of every sweep once, the first being the first job of the sweep."""
-    fixed, sweeps = [], []
-    for override in parse(overrides):
+def jobs(overrides: Sequence[Override]) -> list[list[str]]:
+    """Every job of a sweep, in the order that Hydra runs them in; what only another sweeper can draw is left out."""
+    values = {}
+    for override in overrides:
+        key = override.get_key_element()
         if not override.is_sweep_override():
-            fixed.append(str(override.input_line))
+            values[key] = [str(override.input_line)]
         elif override.is_discrete_sweep():
-            key = override.get_key_element()
-            sweeps.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-    first = [values[0] for values in sweeps]
-    yield fixed + first
-    for index, values in enumerate(sweeps):
-        for value in values[1:]:
-            yield fixed + first[:index] + [value] + first[index + 1 :]
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+def place(override: Override) -> str:
+    """The key that an override sets, or puts its group's option into."""
+    return (override.package or override.key_or_group).replace("/", ".")
 
 
 def swept(overrides: Sequence[str]) -> list[str]:
@@ -134,11 +155,6 @@ def not_swept(overrides: Sequence[str]) -> list[str]:
         for override in parse(overrides)
         if not override.is_sweep_override() or not re.fullmatch(r"[\w.,=+-]+", str(override.input_line))
     ]
-
-
-def _place(override: Override) -> str:
-    """The key that an override sets, or puts its group's option into."""
-    return (override.package or override.key_or_group).replace("/", ".")
 
 
 def _anchored(override: Override, start: Path) -> str:

@@ -35,8 +35,10 @@ START_FILES = (
     LOCK_FILE,
     FINGERPRINTS_FILE,
     IMPORTANCE_FILE,
+    "importance_scores.png",
     "search_space.json",
     "sampling_grid.json",
+    "logs",
 )  # what a run has before it has results
 METRIC_IDENTITY = (
     "name",

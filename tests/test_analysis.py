@@ -141,7 +141,9 @@ def test_bad_settings_are_one_line_and_leave_nothing(base, tmp_path, capsys, ove
 
 def test_the_stage_names_what_it_needs(tmp_path, capsys):
     assert cli.run(["analyse", f"run_dir={tmp_path / 'run'}"]) == 2
-    assert "nas-llm analyse importance" in capsys.readouterr().err
+    assert (
+        "analysis is missing, which nas-llm analyse reads: choose analysis=, of importance" in capsys.readouterr().err
+    )
 
 
 def test_settings_can_be_made_without_yaml():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import nas_llm.stages
 from nas_llm import cli
 from nas_llm.config import config_dir
 from nas_llm.config_errors import groups, options
+from nas_llm.launch import checked
 from nas_llm.run_directory import locked
 
 REHEARSED = '''"""Rehearses {name}.
@@ -24,6 +26,9 @@ Writes down what it was asked for, and fails as `name` says.
 import json
 import os
 from pathlib import Path
+
+
+READS = {reads}
 
 
 def main(cfg):
@@ -52,6 +57,7 @@ def main(cfg):
                 raise SystemExit(1)
 '''
 STAGES = ("train", "search", "report")
+ROOTS = tuple(str(key) for key in checked(["stage=train"]))
 Nas = Callable[..., int]
 
 
@@ -61,7 +67,7 @@ def rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     folder = tmp_path / "rehearsed"
     folder.mkdir()
     for name in STAGES:
-        (folder / f"{name}.py").write_text(REHEARSED.replace("{name}", name))
+        (folder / f"{name}.py").write_text(REHEARSED.replace("{name}", name).replace("{reads}", repr(ROOTS)))
     loaded = {name: sys.modules.pop(name, None) for name in (f"nas_llm.stages.{stage}" for stage in STAGES)}
     monkeypatch.setattr(nas_llm.stages, "__path__", [str(folder)])
     work = tmp_path / "work"
@@ -134,8 +140,6 @@ def test_the_help_of_a_stage_shows_groups_options_and_common_overrides(
 
 
 def test_the_common_overrides_are_real() -> None:
-    from nas_llm.launch import checked
-
     values = {"DIR": "x", "PATH": "x", "N": "1", "X": "0.1"}
     for override in (part for common, _ in cli.COMMON for part in common.split() if not part.startswith("ckpt_path")):
         key, _, value = override.partition("=")
@@ -155,6 +159,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "samplr=random"], "did you mean sampler?"),
         (["train", "trainer.max_steps=abc"], "trainer.max_steps=abc is not allowed: it must be a whole number"),
         (["train", "-m", "trainer.max_steps=1,abc"], "trainer.max_steps=abc is not allowed"),
+        (["train", "-m", "sampler.k=1,-1"], "sampler.k=-1: allowed is 0 or more"),
+        (["train", "-m", "sampler.k=1,-1", "hydra/launcher=joblib"], "(job 1: sampler.k=-1)"),
+        (["train", "-m", "sampler=standard,random", "distillation=none,forward_kl"], "(job 1: sampler=standard dist"),
+        (["train", "-m", "experiment=glob(ablation_samplers/*)", "seed=1,-1"], "seed=-1 is not allowed"),
+        (["train", "-m", "experiment=glob(nothing/*)"], "matches none of experiment's options: ablation_samplers, "),
+        (["train", "-m", "experiment=quickstart,quickstrat"], "did you mean experiment=quickstart?"),
         (["train", "-m", "sampler=random,sandwhich"], "did you mean sampler=sandwich?"),
         (["train", "--multi-run"], "unrecognized arguments: --multi-run"),
         (["train", "--config-dir", "nowhere"], "--config-dir nowhere is no folder"),
@@ -359,6 +369,55 @@ def test_a_sweep_of_a_later_stage_works_on_the_one_run(nas: Nas, capsys: pytest.
     capsys.readouterr()
     assert nas("search", "-m", "run_dir=a,b") == 2
     assert "run_dir cannot be swept" in error_line(capsys)
+
+
+def test_a_key_misspelt_in_one_of_a_sweeps_experiments_is_refused_before_the_first_job(
+    nas: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/good.yaml").write_text("# @package _global_\nseed: 3\n")
+    Path("mine/experiment/bad.yaml").write_text("# @package _global_\ntrainr:\n  max_steps: 3\n")
+    assert nas("train", "--config-dir", "mine", "-m", "experiment=glob([good,ba*])", "run_dir=sweep") == 2
+    assert "trainr.max_steps cannot take effect, no stage reads it: did you mean trainer?" in error_line(capsys)
+    assert not Path("sweep").exists()
+
+
+def test_a_sweep_that_an_experiment_describes_is_checked_before_the_first_job(
+    nas: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 1,-1\n"
+    Path("mine/experiment/swept.yaml").write_text(text)
+    assert nas("train", "--config-dir", "mine", "-m", "experiment=swept", "run_dir=sweep") == 2
+    assert "seed=-1 is not allowed" in error_line(capsys)
+    assert not Path("sweep").exists()
+
+
+def test_what_jobs_of_a_sweep_refuse_is_one_line_and_the_others_run(
+    nas: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas("train", "-m", "name=value,fine", "run_dir=sweep") == 2
+    assert error_line(capsys) == "nas-llm: error: name=value is refused by the stage (job 0: name=value)"
+    assert asked("sweep/1-name-fine", "train")["seed"] == 0
+    assert not list(Path("sweep").glob(".refused"))
+
+
+def test_a_sweep_of_eighteen_jobs_is_checked_in_seconds(nas: Nas) -> None:
+    checked(["stage=train"])  # what is imported once, is imported
+    jobs = "experiment=glob(ablation_samplers/*)", "seed=1,2,-3"
+    begin = time.process_time()
+    assert nas("train", "-m", *jobs, "run_dir=sweep") == 2
+    assert time.process_time() - begin < 6  # the last job is refused; about 2.5 without other load
+
+
+def test_the_command_to_go_on_is_one_that_the_stage_takes(nas: Nas, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nas("train", "run_dir=a", "sampler.k=5", "search.evaluations=7") == 0
+    stages = json.loads(Path("a/provenance.json").read_text())["stages"]
+    assert "sampler.k=5" in stages[0]["argv"]
+    assert nas("search", "run_dir=a", "seed=2") == 0
+    again = json.loads(Path("a/provenance.json").read_text())["stages"][1]["argv"]
+    assert again[:2] == ["nas-llm", "search"]
+    assert nas(*again[1:]) == 0
 
 
 def test_other_ranks_run_what_the_main_one_runs(rehearsed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,55 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("sampler=sandwhich", "sampler=sandwhich is not known: did you mean sampler=sandwich? Known are"),
         ("objectives=[params,los]", "objectives=los is not known: did you mean objectives=loss"),
         ("trainer.max_step=3", "trainer.max_step=3 is not known: did you mean trainer.max_steps?"),
+        ("trainr.max_steps=3", "trainr.max_steps=3 is not known: did you mean trainer.max_steps?"),
+        ("seed=-1", "seed=-1 is not allowed: set seed to a whole number from 0 to 4294967295"),
+        ("data.seed=-1", "data.seed=-1 is not allowed: set data.seed to"),
+        ("optimizer.lr=inf", "optimizer.lr=inf is not allowed: set optimizer.lr to a finite number"),
+        ("trainer.accelerator=tpux", "trainer.accelerator=tpux is not known: did you mean trainer.accelerator=tpu?"),
+        ("trainer.strategy=dpp", "trainer.strategy=dpp is not known: did you mean trainer.strategy=ddp?"),
+        ("trainer.strategy=foo", "trainer.strategy=foo is not known: Known are auto, ddp"),
+        (
+            "trainer.val_check_interval=0.5",
+            "trainer.val_check_interval=0.5 is a fraction of an epoch ... trainer.check_val_every_n_epoch=1",
+        ),
+        ("trainer.val_check_interval=0", "trainer.val_check_interval=0: allowed is 1 or more"),
+        ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0: allowed is 1 or more"),
+        ("trainer.limit_val_batches=-1", "trainer.limit_val_batches=-1: allowed is 1 or more batches"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 leaves nothing to train on"),
+        ("+trainer.accumulate_grad_batches=2", "set training.accumulate_grad_batches=2 instead"),
+        ("+trainer.callbacks=[]", "trainer.callbacks=[] cannot take effect: the stage sets it itself"),
+        ("~trainer.max_steps", "~trainer.max_steps leaves out what is read: set it instead, trainer.max_steps=..."),
+        ("sampler=null", "sampler=null is not known: Known are calibrated"),
+        ("=3", "'=3' cannot be read: write key=value"),
+        ("+sampler=random", "+sampler=random cannot be added: there is one sampler already; write sampler=..."),
+        ("sampler.k=-1", "sampler.k=-1: allowed is 0 or more"),
+        ("sampler.candidates=uniform", "sampler.candidates=uniform is not allowed ... choose sampler/candidates="),
+        ("search.initial=depth_only", "search.initial=depth_only is not known: choose search/initial=, of"),
+        ("search.population=1", "search.population=1 is too small"),
+        ("search=stratified search.bins=0", "search.bins=0 is too small"),
+        ("search_space.steps=0", "search_space.steps=0"),
+        ("data.batch_size=0", "data.batch_size=0 must be at least 1"),
+        ("data=text data.path=x data.validation_size=-1", "data.validation_size=-1 must be"),
+        ("checkpoint.every_n_steps=0", "checkpoint.every_n_steps=0"),
+        ("training.accumulate_grad_batches=0", "training.accumulate_grad_batches=0"),
+        ("optimizer.lr=-1", "optimizer.lr=-1"),
+        ("run_dir=", "run_dir= is not allowed: name a folder"),
+        ("model=hf", "model.path is required: add model.path="),
+        (
+            "+objectives.accuracy.limit=3",
+            "accuracy is not among the objectives; add it, objectives=[params,loss,accuracy]",
+        ),
+        (
+            "objectives.accuracy.batch_size=3",
+            "objectives.accuracy.batch_size=3 cannot take effect: accuracy is not among ... [params,loss,accuracy]",
+        ),
+        (
+            "objectives=[latency] objectives.latency.device=foo",
+            "objectives.latency.device=foo is no device",
+        ),
+        ("experiment=microworld_llama pretrain.phases.0.steps=0", "pretrain.phases.N.steps=0: allowed is 1 or more"),
+        ("experiment=microworld_llama pretrain.betas=[3,3]", "pretrain.betas=[3, 3]: allowed are two numbers"),
+        ("experiment=microworld_llama pretrain.model.hidden_size=190", "pretrain.model: ... not a multiple"),
         ("max_steps=3", "max_steps=3 is not known: did you mean trainer.max_steps?"),
         ("sampler.kk=3", "did you mean sampler.k?"),
         ("+sampler.smalest=true", "sampler.smalest=True is not a setting of"),
@@ -185,6 +234,25 @@ def test_build_passes_what_the_target_takes_as_it_is() -> None:
     assert build(None) is None
 
 
+def test_a_node_without_a_class_is_named() -> None:
+    cfg = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(checked(["stage=train"]))), {})
+    assert isinstance(cfg, DictConfig)
+    cfg.objectives.accuracy = {"limit": 3}  # as an experiment sets it, whose objectives are others
+    with pytest.raises(ValueError, match=r"objectives.accuracy=.* is not among the objectives; add it, objectives="):
+        check(cfg)
+    del cfg.objectives["accuracy"]
+    cfg.sampler = {"k": 3}
+    with pytest.raises(ValueError, match=r"sampler=.* has no _target_.* choose sampler=, of calibrated, "):
+        check(cfg)
+
+
+def test_impossible_values_are_refused_without_what_the_stage_passes() -> None:
+    cfg = checked(["stage=train"])
+    cfg.sampler = example(size=-1)  # its space comes later
+    with pytest.raises(ValueError, match="size=-1 is negative"):
+        check(cfg)
+
+
 def test_build_of_a_partial_node_gives_a_callable() -> None:
     made = build(example(_partial_=True, mode="b"), space=5)(size=7)
     assert (made.space, made.size, made.mode) == (5, 7, "b")
@@ -200,9 +268,7 @@ def test_a_missing_argument_is_named_unless_the_stage_passes_it() -> None:
     cfg.sampler = example(size=1)
     check(cfg)
     assert "space" in RUNTIME["sampler"]
-    cfg.importance = example(size=1, space=None)
-    check(cfg)
-    cfg.importance = example(size=-1, space=None)
+    cfg.sampler = example(size=-1)
     with pytest.raises(ValueError, match="size=-1 is negative"):
         check(cfg)
 
@@ -303,16 +369,16 @@ def test_what_belongs_to_one_call_is_not_recorded() -> None:
     assert text.to_record(given) == ["seed=1", "~logger"]
 
 
-def test_every_value_of_a_sweep_is_in_a_variant() -> None:
-    jobs = list(text.variants(["seed=1,2,3", "sampler=random,sandwich", "name=x"]))
-    assert jobs[0] == ["name=x", "seed=1", "sampler=random"]
+def test_the_jobs_of_a_sweep_are_every_combination() -> None:
+    jobs = text.jobs(text.parse(["seed=1,2,3", "sampler=random,sandwich", "name=x"]))
+    assert jobs[0] == ["seed=1", "sampler=random", "name=x"]
     assert {override for job in jobs for override in job} == {
         "name=x",
         *(f"seed={seed}" for seed in (1, 2, 3)),
         "sampler=random",
         "sampler=sandwich",
     }
-    assert len(jobs) == 4
+    assert len(jobs) == 6
 
 
 @pytest.mark.parametrize("value", ["a b", "it's", "a,b=c", "back\\slash", "\\'", "end\\", "1e5", "[a]"])

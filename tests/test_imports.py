@@ -34,7 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "config_types": set(),
     "config_errors": set(),
     "config": {"config_types", "config_errors"},
+    "config_effects": {"config"},
     "overrides": set(),
+    "stage_reads": {"config_errors", "overrides", "stages"},
     "distillation": set(),
     "data": FILES,
     "models": VALUES | FILES,
@@ -55,7 +57,8 @@ ALLOWED["importance"] |= {
 ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors"}
-ALLOWED["launch"] = FILES | {"stages", "config", "config_errors", "overrides", "reporting"}
+ALLOWED["launch"] = FILES | {"stages", "stage_reads", "config", "config_effects", "config_errors"}
+ALLOWED["launch"] |= {"overrides", "reporting"}
 ALLOWED["cli"] = ALLOWED["launch"] | {"launch"}
 ALLOWED["__main__"] = {"cli"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

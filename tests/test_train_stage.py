@@ -232,6 +232,40 @@ def test_scores_that_cannot_be_had_are_one_line_and_leave_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("trainer.devices=0", ".*trainer.devices=0: .*; the defaults are .*trainer.devices=1"),
+        ("trainer.strategy=fsdp", ".*trainer.strategy=fsdp: .* requires a GPU accelerator"),
+        (
+            "trainer.max_time=abc",
+            "trainer.max_time=abc: .*not a valid duration.*; the defaults are trainer.max_time=null",
+        ),
+        ("trainer.limit_train_batches=0.0001", "trainer.limit_train_batches=0.0001: You requested to check"),
+        ("model.attn_implementation=foo", "model.attn_implementation=foo: .*; set model.attn_implementation=null"),
+        ("ckpt_path=text.jsonl", "ckpt_path=.*text.jsonl is not a whole checkpoint"),
+        (
+            "objectives=[latency,loss] objectives.latency.sequence_length=999",
+            "objectives.latency.sequence_length=999 .* the model has 64: set objectives.latency.sequence_length=64",
+        ),
+        (
+            "objectives=[accuracy,params] objectives.accuracy.sets.items_per_set=0",
+            "objectives.accuracy.sets: the set 'location' is empty; give it items",
+        ),
+    ],
+)
+def test_what_only_lightning_or_the_model_can_judge_is_one_line_and_leaves_nothing(
+    base, tmp_path, capsys, monkeypatch, override, says
+):
+    monkeypatch.chdir(base)
+    command = [a for a in arguments(base, tmp_path / "run", *override.split()) if "search." not in a]
+    assert cli.run(command) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert re.search(f"error: {says}", error), error
+    assert not (tmp_path / "run").exists()
+
+
 def test_magnitude_needs_no_calibration_data(base, tmp_path):
     settings = ["importance=magnitude", "data.calibration_size=0", "search=none", "trainer.max_steps=1"]
     command = [a for a in arguments(base, tmp_path / "run", *settings) if "search." not in a]

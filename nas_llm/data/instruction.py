@@ -56,7 +56,6 @@ class InstructionData(SplitDataModule):
         num_workers: int = 0,
         model_max_length: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, batch_size=batch_size, seed=seed, num_workers=num_workers)
         check_sequence_length(sequence_length, model_max_length)
         self.sequence_length, self.mask_prompt = sequence_length, mask_prompt
         self.files = DataFiles(
@@ -68,6 +67,7 @@ class InstructionData(SplitDataModule):
             max_records=max_records,
             cache_dir=cache_dir,
         )
+        super().__init__(tokenizer, batch_size=batch_size, seed=seed, num_workers=num_workers)
         self._pairs: dict[str, TokenRecords] | None = None
 
     def prepare_data(self) -> None:

@@ -62,7 +62,6 @@ class TextData(SplitDataModule):
         num_workers: int = 0,
         model_max_length: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, batch_size=batch_size, seed=seed, num_workers=num_workers)
         check_sequence_length(sequence_length, model_max_length)
         self.sequence_length, self.field = sequence_length, field
         self.files = DataFiles(
@@ -74,6 +73,7 @@ class TextData(SplitDataModule):
             max_records=max_records,
             cache_dir=cache_dir,
         )
+        super().__init__(tokenizer, batch_size=batch_size, seed=seed, num_workers=num_workers)
         self._documents: dict[str, TokenRecords] | None = None
 
     def prepare_data(self) -> None:

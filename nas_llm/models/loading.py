@@ -107,6 +107,12 @@ def from_pretrained(
         raise ValueError(_not_found(path, "model.path")) from error
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"model.path={path}: a weights file is damaged ({_first_line(error)})") from error
+    except (ValueError, ImportError) as error:
+        if attn_implementation is None:
+            raise
+        raise ValueError(
+            f"model.attn_implementation={attn_implementation}: {_one_line(error)}; set model.attn_implementation=null"
+        ) from error
     model, found = loaded
     _refuse_incomplete(path, sorted(found["missing_keys"]), sorted(name for name, *_ in found["mismatched_keys"]))
     return model

@@ -36,6 +36,12 @@ class Accuracy:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"objectives.accuracy.batch_size={self.batch_size} must be at least 1")
+        for name, items in self.sets.items():
+            if not items:
+                raise ValueError(
+                    f"objectives.accuracy.sets: the set {name!r} is empty; give it items, as "
+                    "objectives.accuracy.sets.items_per_set=50"
+                )
 
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
         with supernet.activate(architecture) as model:

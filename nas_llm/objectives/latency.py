@@ -77,7 +77,7 @@ class Latency:
             raise ValueError(f"objectives.latency.threads={self.threads}: it must be at least 1, or null")
         if self.mode not in ("prefill", "decode"):
             raise ValueError(f"objectives.latency.mode={self.mode}: it must be prefill or decode")
-        if self.device is not None and torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+        if self.device is not None and _type_of(self.device) == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 f"objectives.latency.device={self.device}: there is no CUDA device here; set it to cpu or null"
             )
@@ -118,6 +118,13 @@ class Latency:
         return (lambda: copy.deepcopy(cache)), lambda own: model(
             input_ids=tokens[:, -1:], past_key_values=own, use_cache=True
         )
+
+
+def _type_of(device: str) -> str:
+    try:
+        return torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"objectives.latency.device={device} is no device: set it to cpu, cuda or null") from error
 
 
 def _time(run: Callable[[Any], Any], argument: Any, device: torch.device) -> float:

@@ -41,6 +41,11 @@ class RoundSearch:
 
     def __post_init__(self) -> None:
         self._check()
+        if not self.directions:
+            raise ValueError(
+                "objectives=[] leaves the search nothing to compare: name at least one, as objectives=[params,loss]"
+            )
+        minimised([], self.directions)
         self._restart()
 
     @property
@@ -93,11 +98,6 @@ class RoundSearch:
     def _check(self) -> None:
         """Refuse impossible fields; a searcher adds its own."""
         self._refuse_below(evaluations=1, seed=0)
-        if not self.directions:
-            raise ValueError(
-                "objectives=[] leaves the search nothing to compare: name at least one, as objectives=[params,loss]"
-            )
-        minimised([], self.directions)
 
     def _refuse_below(self, **least: int) -> None:
         for key, low in least.items():

@@ -40,6 +40,10 @@ class StratifiedSearch(RoundSearch):
     num_parameters: Callable[[Architecture], int] = field(kw_only=True)
     bins: int = 20
 
+    def _check(self) -> None:
+        super()._check()
+        self._refuse_below(bins=1)
+
     def _restart(self) -> None:
         super()._restart()
         self._bins = ParameterBins.of(

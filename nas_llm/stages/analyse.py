@@ -16,11 +16,11 @@ from nas_llm.run_directory import add_metrics
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.search import device, untrained
 
+READS = ("analysis", "model", "data", "search_space", "trainer.accelerator")
+
 
 def main(cfg: DictConfig) -> None:
     """Run the analysis of `cfg.analysis`, print its table and write its figures to the run directory."""
-    if "analysis" not in cfg or not cfg.analysis:
-        raise ValueError("analysis is missing: name one, as nas-llm analyse importance")
     with quiet():
         findings: Findings = build(cfg.analysis)(subject(cfg))
     add_metrics(Path(cfg.run_dir), findings.metrics)

@@ -11,11 +11,11 @@ from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
 from nas_llm.run_directory import add_metrics
 
+READS = ("bench",)
+
 
 def main(cfg: DictConfig) -> None:
     """Run the benchmark of `cfg.bench`, print its figures and write them to the run directory."""
-    if "bench" not in cfg:
-        raise ValueError("bench is missing: name a benchmark, as nas-llm bench sandwich")
     with quiet():
         figures = build(cfg.bench)()
     print(table(figures))

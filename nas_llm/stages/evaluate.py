@@ -19,6 +19,15 @@ from nas_llm.stages.export import SUBNETS
 from nas_llm.stages.finished_run import ARCHIVE, FinishedRun
 from nas_llm.stages.search import load_supernet
 
+READS = (
+    "model.attn_implementation",
+    "data",
+    "objectives",
+    "trainer.accelerator",
+    "architecture",
+    "max_params",
+    "max_latency_ms",
+)
 SPLIT = "test"
 
 

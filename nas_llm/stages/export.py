@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from nas_llm.models.supernet import Supernet
 
+READS = ("architecture", "max_params", "max_latency_ms", "export.path")
 SUBNETS = "subnets"
 
 

@@ -24,12 +24,28 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.config import build, checkpoint_path
-from nas_llm.data.microworld import multiple_choice_sets, train_tokenizer
-from nas_llm.data.microworld.blocks import Tokens, pack_whole, repeated, tokenise, write
+from nas_llm.data.microworld import FAMILIES, multiple_choice_sets, train_tokenizer
+from nas_llm.data.microworld.blocks import FORMATS, Tokens, pack_whole, repeated, tokenise, write
 from nas_llm.data.microworld.lexicon import lexicon
 from nas_llm.evaluation.multiple_choice import Accuracy, accuracies
 from nas_llm.models.lookback import LookBack
 from nas_llm.run_directory import atomic_path, write_json, write_text
+from nas_llm.stages.trainer import built_trainer, one_line_refusals
+
+READS = ("pretrain", "name", "trainer", "logger", "ckpt_path")
+IGNORES = (
+    "trainer.max_steps",
+    "trainer.gradient_clip_val",
+    "trainer.enable_checkpointing",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
+    "trainer.num_sanity_val_steps",
+    "trainer.limit_val_batches",
+    "trainer.limit_test_batches",
+)
+
+
+BYTES = 256  # the alphabet of the tokenizer, beside two special tokens
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,13 @@ class Phase:
     known_weight: float
     families: Mapping[str, float] | None = None
     decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _refuse_below(self, "pretrain.phases.N", steps=1, size=2, sequence_length=8, known_weight=0, decay_steps=0)
+        if self.format not in FORMATS:
+            raise ValueError(f"pretrain.phases.N.format={self.format}: allowed are {', '.join(FORMATS)}")
+        if unknown := sorted(set(self.families or ()) - set(FAMILIES)):
+            raise ValueError(f"pretrain.phases.N.families.{unknown[0]}: allowed are {', '.join(FAMILIES)}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +93,24 @@ class Recipe:
     score_every: int
     items_per_set: int
 
+    def __post_init__(self) -> None:
+        positive = {"vocab_size": BYTES + 2, "batch_tokens": 1, "warmup_steps": 1, "score_every": 1, "items_per_set": 1}
+        _refuse_below(self, "pretrain", **positive, learning_rate=0, weight_decay=0, gradient_clip=0, text_weight=0)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"pretrain.betas={list(self.betas)}: allowed are two numbers from 0 to below 1")
+        if not self.phases:
+            raise ValueError("pretrain.phases=[]: there has to be a phase, or there is nothing to train")
+        longest = max(phase.sequence_length for phase in self.phases)
+        if self.batch_tokens < longest:
+            raise ValueError(
+                f"pretrain.batch_tokens={self.batch_tokens}: allowed is the longest block, {longest}, or more"
+            )
+        if longest > self.model.max_position_embeddings:
+            raise ValueError(
+                f"pretrain.phases.N.sequence_length={longest}: allowed are at most the "
+                f"pretrain.model.max_position_embeddings={self.model.max_position_embeddings} tokens"
+            )
+
     @property
     def steps(self) -> int:
         """Of all phases."""
@@ -90,6 +131,12 @@ class Recipe:
     def _phase_and_end(self, step: int) -> tuple[Phase, int]:
         ends = accumulate(phase.steps for phase in self.phases)
         return next((phase, end) for phase, end in zip(self.phases, ends, strict=True) if step < end)
+
+
+def _refuse_below(settings: Any, prefix: str, **least: float) -> None:
+    for key, low in least.items():
+        if getattr(settings, key) < low:
+            raise ValueError(f"{prefix}.{key}={getattr(settings, key)}: allowed is {low} or more")
 
 
 class Batches:
@@ -196,8 +243,8 @@ def main(cfg: DictConfig) -> None:
     checkpoints = ModelCheckpoint(
         run_dir / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=2 * recipe.score_every
     )
-    trainer: Trainer = build(
-        cfg.trainer,
+    trainer = built_trainer(
+        cfg,
         logger=build(cfg.logger) or False,
         callbacks=[Scores(), checkpoints],
         max_steps=recipe.steps,
@@ -205,7 +252,8 @@ def main(cfg: DictConfig) -> None:
     )
     if trainer.world_size > 1:
         raise ValueError(f"trainer.devices={trainer.world_size}: pre-training is one process, set trainer.devices=1")
-    trainer.fit(Pretraining(model, recipe, tokenizer), ckpt_path=checkpoint_path(cfg))
+    with one_line_refusals(cfg):
+        trainer.fit(Pretraining(model, recipe, tokenizer), ckpt_path=checkpoint_path(cfg))
     save(model, tokenizer, recipe, run_dir / "model")
     report(cfg.name, run_dir, recipe, time.monotonic() - started)
 

@@ -6,6 +6,8 @@ from omegaconf import DictConfig
 
 from nas_llm.reporting import front_table, is_run, write_report, write_sweep_report
 
+READS = ()
+
 
 def main(cfg: DictConfig) -> None:
     """Rebuild the report of `run_dir` and print the front; of a sweep's folder, compare its arms over the seeds."""

@@ -21,6 +21,17 @@ from nas_llm.search.directory import ARCHIVE_FILE
 from nas_llm.search_space import SearchSpace
 from nas_llm.stages.data import recorded_data
 
+READS = (
+    "model",
+    "data",
+    "search_space",
+    "objectives",
+    "search",
+    "trainer.accelerator",
+    "trainer.limit_val_batches",
+    "trainer.enable_progress_bar",
+)
+
 
 def main(cfg: DictConfig) -> None:
     """Run the search of `cfg` on the super-network in `run_dir`, write the front and print it."""
@@ -82,9 +93,15 @@ def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:
 
 
 def device(cfg: DictConfig) -> str:
-    """Where the trainer of the configuration would put a network."""
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    return "cuda" if on_gpu else "cpu"
+    """Where the trainer of the configuration would put a network.
+
+    Raises:
+        ValueError: it asks for a GPU, and there is none.
+    """
+    asked, found = cfg.trainer.accelerator, torch.cuda.is_available()
+    if asked in ("gpu", "cuda") and not found:
+        raise ValueError(f"trainer.accelerator={asked}: there is no CUDA device here; set trainer.accelerator=auto")
+    return "cuda" if found and asked in ("auto", "gpu", "cuda") else "cpu"
 
 
 def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> SearchSpace:

@@ -12,8 +12,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from nas_llm.config import build, checkpoint_path, config_dir
-from nas_llm.config_errors import options
+from nas_llm.config import build, checkpoint_path
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
@@ -25,6 +24,7 @@ from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, sc
 from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
+from nas_llm.objectives import measure
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
@@ -33,7 +33,27 @@ from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
 from nas_llm.stages.search import objective_settings, search_maker, untrained
+from nas_llm.stages.trainer import built_trainer, one_line_refusals
 
+READS = (
+    "model",
+    "data",
+    "search_space",
+    "importance",
+    "sampler",
+    "distillation",
+    "hidden_matching",
+    "optimizer",
+    "scheduler",
+    "training",
+    "trainer",
+    "checkpoint",
+    "logger",
+    "objectives",
+    "search",
+    "ckpt_path",
+)
+IGNORES = ("trainer.enable_checkpointing", "trainer.limit_test_batches")
 VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
 
 
@@ -44,6 +64,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _main(cfg: DictConfig, run_dir: Path) -> None:
+    trainer = make_trainer(cfg, run_dir)
     words = cfg.model.tokenizer_path or cfg.model.path
     tokenizer = load_tokenizer(
         words,
@@ -56,13 +77,16 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     data = prepared_data(cfg, tokenizer, supernet)
     data.train_dataloader()  # refuses what leaves no batch
     make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
-    trainer = make_trainer(cfg, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
     refuse_mismatch(run_dir, identity(cfg, network, space, data))
-    pareto = ParetoSearch(run_dir, tokenizer, make_search(cfg, supernet, space, data, tokenizer, run_dir))
+    search = make_search(cfg, supernet, space, data, tokenizer, run_dir)
+    if search is not None:
+        measure(search.objectives, supernet, space.smallest())  # refuses now what it would refuse after training
+    pareto = ParetoSearch(run_dir, tokenizer, search)
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
     module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint_path(cfg))
+    with one_line_refusals(cfg):
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint_path(cfg))
     if trainer.is_global_zero:
         conclude(pareto, supernet, tokenizer, run_dir)
 
@@ -75,48 +99,14 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
     for node in (cfg.importance, cfg.distillation, cfg.hidden_matching):
         build(node)
-    refuse_amounts(cfg)
-    refuse_rates(cfg)
-
-
-def refuse_rates(cfg: DictConfig) -> None:
-    """Make the optimizer and the scheduler once, for a parameter that nobody trains."""
-    try:
-        optimizer = build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    except ValueError as error:
-        lr = f"optimizer.lr={cfg.optimizer.get('lr')}" if "learning rate" in str(error) else "optimizer"
-        allowed = "; set optimizer.lr to 0 or more" if "learning rate" in str(error) else ""
-        raise ValueError(f"{lr}: {error}{allowed}") from error
-    scheduler = build(cfg.scheduler)
-    if scheduler is not None:
-        scheduler(optimizer)
-
-
-def refuse_amounts(cfg: DictConfig) -> None:
-    """Numbers that Lightning would take, and that leave nothing to train on or to measure."""
-    trainer = cfg.trainer
-    if trainer.max_steps is not None and (trainer.max_steps == 0 or trainer.max_steps < -1):
-        raise ValueError(
-            f"trainer.max_steps={trainer.max_steps}: allowed is 1 or more optimizer steps, "
-            "or -1 to stop by trainer.max_epochs or trainer.max_time"
-        )
-    if trainer.get("gradient_clip_val") is not None:
-        raise ValueError(
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val} cannot take effect: gradients are clipped once a "
-            f"step; set training.gradient_clip_val={trainer.gradient_clip_val} instead"
-        )
-    if trainer.limit_val_batches == 0:
-        raise ValueError(
-            "trainer.limit_val_batches=0 leaves nothing to measure the networks on: set 1 or more, or null for all"
-        )
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
     """Lightning's trainer with this package's checkpoints and progress bar."""
     callbacks = [build(cfg.checkpoint, folder=run_dir / "checkpoints")]
     callbacks += [TrainingProgress()] if cfg.trainer.enable_progress_bar else []
-    return build(
-        cfg.trainer,
+    return built_trainer(
+        cfg,
         logger=build(cfg.logger) or False,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
@@ -194,9 +184,6 @@ def make_search(
     run_dir: Path,
 ) -> SupernetSearch | None:
     """The search that follows training; None for `search=none`."""
-    if not cfg.objectives:
-        known = ", ".join(options(config_dir(), "objectives"))
-        raise ValueError(f"objectives=[]: at least one is needed, as objectives=[params,loss]; there are {known}")
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]

@@ -46,7 +46,6 @@ class MicroworldData(SplitDataModule):
         num_workers: int = 0,
         model_max_length: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, batch_size=batch_size, seed=seed, num_workers=num_workers)
         check_sequence_length(sequence_length, model_max_length)
         self.format, self.sequence_length = format, sequence_length
         self.sizes = {
@@ -58,6 +57,7 @@ class MicroworldData(SplitDataModule):
         for split, size in self.sizes.items():
             if size < 0:
                 raise ValueError(f"data.{split}_size={size} must be at least 0; set data.{split}_size=100")
+        super().__init__(tokenizer, batch_size=batch_size, seed=seed, num_workers=num_workers)
 
     def build(self) -> dict[str, TokenRecords]:
         make = self._pairs if self.format == "instruction" else self._blocks

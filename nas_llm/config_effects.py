@@ -1,0 +1,113 @@
+"""Settings that are each right by themselves, and that together leave nothing to do or cannot take effect."""
+
+from omegaconf import DictConfig
+
+from nas_llm.config import build
+
+LEAST = {
+    "val_check_interval": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": -1,
+    "min_steps": 1,
+    "min_epochs": 1,
+    "max_epochs": 1,
+    "num_nodes": 1,
+}  # of the trainer's numbers; Lightning takes lower ones and trains nothing, or divides by them
+
+
+def refuse_effects(cfg: DictConfig) -> None:
+    """Refuse such settings of a checked configuration, before a model or data are loaded.
+
+    Raises:
+        ValueError: the first of them, and the override that mends it.
+    """
+    if cfg.stage in ("train", "search"):
+        _refuse_limit(cfg, "limit_val_batches", "measure the networks on")
+    if cfg.stage == "train":
+        _refuse_limit(cfg, "limit_train_batches", "train on")
+        _refuse_amounts(cfg)
+        _refuse_intervals(cfg)
+        _refuse_rates(cfg)
+        _refuse_teaching(cfg)
+
+
+def _refuse_amounts(cfg: DictConfig) -> None:
+    """Numbers that Lightning would take."""
+    trainer = cfg.trainer
+    for key, least in LEAST.items():
+        value = trainer.get(key)
+        fraction = isinstance(value, float) and 0 < value <= 1
+        if isinstance(value, int | float) and value < least and not fraction and (key, value) != ("max_epochs", -1):
+            raise ValueError(f"trainer.{key}={value}: allowed is {least} or more, or trainer.{key}=null")
+    if trainer.max_steps is not None and (trainer.max_steps == 0 or trainer.max_steps < -1):
+        raise ValueError(
+            f"trainer.max_steps={trainer.max_steps}: allowed is 1 or more optimizer steps, "
+            "or -1 to stop by trainer.max_epochs or trainer.max_time"
+        )
+    if trainer.overfit_batches:
+        raise ValueError(
+            f"trainer.overfit_batches={trainer.overfit_batches} cannot take effect: the data keep their own order; to "
+            "learn a few records by heart, set data.max_records"
+        )
+    for key in ("gradient_clip_val", "accumulate_grad_batches"):
+        if trainer.get(key) is not None:
+            raise ValueError(
+                f"trainer.{key}={trainer[key]} cannot take effect: an optimizer step is this package's own; "
+                f"set training.{key}={trainer[key]} instead"
+            )
+
+
+def _refuse_limit(cfg: DictConfig, key: str, what: str) -> None:
+    limit = cfg.trainer[key]
+    if limit == 0:
+        raise ValueError(f"trainer.{key}=0 leaves nothing to {what}: set 1 or more, or null for all")
+    if limit is not None and (limit < 0 or (isinstance(limit, float) and limit > 1)):
+        raise ValueError(
+            f"trainer.{key}={limit}: allowed is 1 or more batches, a fraction of them up to 1.0, or null for all"
+        )
+
+
+def _refuse_intervals(cfg: DictConfig) -> None:
+    interval = cfg.trainer.val_check_interval
+    if isinstance(interval, float) and cfg.trainer.check_val_every_n_epoch is None:
+        raise ValueError(
+            f"trainer.val_check_interval={interval} is a fraction of an epoch, and batches are counted on over epochs: "
+            "set a whole number of batches, or trainer.check_val_every_n_epoch=1"
+        )
+
+
+def _refuse_rates(cfg: DictConfig) -> None:
+    """Make the optimizer and the scheduler once, for a parameter that nobody trains."""
+    import torch
+
+    try:
+        optimizer = build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        lr = f"optimizer.lr={cfg.optimizer.get('lr')}" if "learning rate" in str(error) else "optimizer"
+        allowed = "; set optimizer.lr to 0 or more" if "learning rate" in str(error) else ""
+        raise ValueError(f"{lr}: {error}{allowed}") from error
+    scheduler = build(cfg.scheduler)
+    if scheduler is not None:
+        scheduler(optimizer)
+
+
+def _refuse_teaching(cfg: DictConfig) -> None:
+    reads_logits, frozen = build(cfg.distillation).uses_teacher, cfg.training.teacher == "frozen"
+    matches = bool(cfg.hidden_matching)
+    if str(cfg.sampler.get("_target_", "")).endswith(".StandardSampler") and not frozen and (reads_logits or matches):
+        group = "distillation" if reads_logits else "hidden_matching"
+        raise ValueError(
+            f"{group}={cfg[group]['_target_'].rpartition('.')[2]} cannot take effect with sampler=standard, "
+            f"which trains the teacher alone: add {group}=none, or choose sampler=sandwich, or training.teacher=frozen"
+        )
+    if frozen and not reads_logits and not matches:
+        raise ValueError(
+            "training.teacher=frozen cannot take effect where nothing is learnt from a teacher: "
+            "choose distillation=forward_kl or hidden_matching=mse, or training.teacher=in_place"
+        )
+    if cfg.training.teacher_logits == "recomputed" and not reads_logits:
+        raise ValueError(
+            "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
+            "choose distillation=forward_kl, or training.teacher_logits=recorded"
+        )
