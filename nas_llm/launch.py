@@ -261,11 +261,13 @@ def _checked_sweep(stage: str, overrides: list[str], asked: Sequence[str]) -> tu
     place = Path(run_dir, ".hydra", stage) if stage in CONTINUING else Path(run_dir)
     create(place)
     (place / REFUSED).unlink(missing_ok=True)
-    excluded = ",".join(dict.fromkeys([*text.not_swept(overrides), "run_dir"]))
+    excluded = dict.fromkeys([*text.not_swept(overrides), "run_dir"])
+    nameless = set(text.swept(overrides)) <= set(excluded) and text.value_of(overrides, "hydra.sweep.subdir") is None
     return place, [
         *([] if given is not None else [text.assign("run_dir", run_dir)]),
         text.assign("hydra.sweep.dir", place),
-        f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(excluded)}]",
+        *(["hydra.sweep.subdir=${hydra.job.num}"] if nameless else []),
     ]
 
 
