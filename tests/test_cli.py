@@ -333,6 +333,11 @@ def test_a_sweep_gives_every_job_its_own_run(nas: Nas) -> None:
     assert asked("sweep/1-seed-2", "search")["k"] == 3
 
 
+def test_jobs_whose_values_are_no_folder_names_are_numbered(nas: Nas) -> None:
+    assert nas("train", "-m", "experiment=ablation_samplers/random,ablation_samplers/standard", "run_dir=sweep") == 0
+    assert sorted(record.parent.name for record in Path("sweep").glob("*/train.json")) == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
