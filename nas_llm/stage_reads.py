@@ -53,7 +53,7 @@ def refuse_ignored(stage: str, overrides: Sequence[str]) -> None:
 
 def unread(stage: str, overrides: Sequence[str], cfg: DictConfig) -> list[str]:
     """The overrides of keys that the stage does not read from the composed configuration."""
-    reads = _with_interpolated(declared()[stage], cfg)
+    reads = _with_interpolated(declared()[stage], _settings(cfg))
     return [str(given.input_line) for given in _of_stage(overrides) if place(given) not in reads]
 
 
@@ -70,12 +70,13 @@ def refuse_unread(stage: str, overrides: Sequence[str], cfg: DictConfig, folder:
         ValueError: an override that the stage does not read (the stages that do are named), a setting of any file that
             no stage reads, or a group that the stage reads and that was left out.
     """
-    stages = {name: _with_interpolated(reads, cfg) for name, reads in declared().items()}
+    settings = _settings(cfg)
+    stages = {name: _with_interpolated(reads, settings) for name, reads in declared().items()}
     for given in _of_stage(overrides):
         if place(given) not in stages[stage]:
             raise ValueError(_without_effect(stage, given, stages))
     known = sorted({name.partition(".")[0] for reads in stages.values() for name in reads.keys})
-    for key, _ in _leaves(OmegaConf.to_container(cfg, resolve=False), ""):
+    for key in settings:
         if not any(key in reads for reads in stages.values()):
             raise ValueError(unknown(f"{key} cannot take effect, no stage reads it", key.partition(".")[0], known))
     for key in declared()[stage].keys:
@@ -110,10 +111,14 @@ def _is_in(key: str, node: str) -> bool:
     return key == node or key.startswith(f"{node}.")
 
 
-def _with_interpolated(reads: Reads, cfg: DictConfig) -> Reads:
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value, as it is written."""
+    return dict(_leaves(OmegaConf.to_container(cfg, resolve=False), ""))
+
+
+def _with_interpolated(reads: Reads, settings: Mapping[str, Any]) -> Reads:
     """With the settings that those read interpolate, and so on."""
-    leaves = dict(_leaves(OmegaConf.to_container(cfg, resolve=False), ""))
-    named = {key: re.findall(r"\$\{([\w.]+)\}", text) for key, text in leaves.items() if isinstance(text, str)}
+    named = {key: re.findall(r"\$\{([\w.]+)\}", text) for key, text in settings.items() if "${" in str(text)}
     found = Reads((*OF_EVERY_STAGE, *reads.keys), reads.ignores)
     while more := {name for key, names in named.items() if key in found for name in names} - set(found.keys):
         found = Reads((*found.keys, *sorted(more)), found.ignores)
