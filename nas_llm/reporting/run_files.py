@@ -164,7 +164,7 @@ class RunFiles:
     def stages(self) -> list[dict[str, Any]]:
         """Entries of provenance.json, one per stage that was run."""
         file = self.path / "provenance.json"
-        return read_json(file)["stages"] if file.exists() else []
+        return read_json(file, "stages")["stages"] if file.exists() else []
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -181,7 +181,7 @@ class RunFiles:
         file = self.path / SEARCH_FILE
         if not file.exists():
             return None
-        facts = read_json(file)
+        facts = read_json(file, "objectives", "step", "full")
         names = {"params", *facts["objectives"]}
         here = [e for e in self.evaluations if e.step == facts["step"] and e.source != TRUNCATION]
         latest = {e.id: e for e in here if names <= e.objectives.keys()}
