@@ -28,6 +28,7 @@ from nas_llm.data.microworld import multiple_choice_sets, train_tokenizer
 from nas_llm.data.microworld.blocks import Tokens, pack_whole, repeated, tokenise, write
 from nas_llm.data.microworld.lexicon import lexicon
 from nas_llm.evaluation.multiple_choice import Accuracy, accuracies
+from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.models.lookback import LookBack
 from nas_llm.run_directory import atomic_path, write_json, write_text
 
@@ -200,6 +201,7 @@ def main(cfg: DictConfig) -> None:
         cfg.trainer,
         logger=build(cfg.logger) or False,
         callbacks=[Scores(), checkpoints],
+        plugins=[AtomicCheckpointIO()],
         max_steps=recipe.steps,
         gradient_clip_val=recipe.gradient_clip,
     )
