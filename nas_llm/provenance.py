@@ -44,7 +44,7 @@ def recorded(run_dir: str | Path, *, stage: str, argv: Sequence[str], seed: int)
         yield
         return
     path = Path(run_dir) / PROVENANCE_FILE
-    before = read_json(path)["stages"] if path.exists() else []
+    before = read_json(path, "stages")["stages"] if path.exists() else []
     entry: dict[str, Any] = {"stage": stage, "argv": list(argv), "seed": seed, "status": "running", **_surroundings()}
     write_json(path, {"stages": [*before, entry]})
     start = time.perf_counter()

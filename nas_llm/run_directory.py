@@ -183,14 +183,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON.
+def read_json(path: str | Path, *needed: str) -> Any:
+    """Read JSON; an object with the `needed` keys where some are named.
 
     Raises:
-        ValueError: the file is missing or is not JSON (the line is named).
+        ValueError: the file is missing, is not JSON (the line is named), or lacks a key.
     """
     try:
-        return json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise ValueError(
             f"{path} does not exist: is run_dir= right, and did the stage that writes it finish?"
@@ -199,12 +199,16 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(
             f"{path} is not JSON, line {error.lineno}: {error.msg}; restore it or run its stage again"
         ) from error
+    missing = [key for key in needed if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise ValueError(f"{path} has no {missing[0]!r}; restore it or run its stage again")
+    return value
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """The metrics of `results.json`; empty where there is none yet."""
     path = Path(run_dir) / RESULTS_FILE
-    return read_json(path)["metrics"] if path.exists() else []
+    return read_json(path, "metrics")["metrics"] if path.exists() else []
 
 
 def add_metrics(run_dir: str | Path, metrics: Iterable[Mapping[str, Any]]) -> None:

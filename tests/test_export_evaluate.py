@@ -99,6 +99,28 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(finished, tmp_path, capsys, 
     assert not list(run_dir.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("stage", ["search", "evaluate", "export"])
+@pytest.mark.parametrize("name", ["supernet/model.safetensors", "supernet/axes_order.safetensors", "results.json"])
+def test_a_truncated_file_of_the_run_is_one_line(finished, tmp_path, capsys, stage, name):  # noqa: F811
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    content = (run_dir / name).read_bytes()
+    more = ["max_params=0.5", f"export.path={tmp_path / 'out'}"] if stage == "export" else []
+    for torn in (content[: len(content) // 2], b"", b"{}"):
+        (run_dir / name).write_bytes(torn)
+        assert cli.run([stage, f"run_dir={run_dir}", *more]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("nas-llm: error: ")
+        assert str(run_dir / (name if name != "supernet/model.safetensors" else "supernet")) in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_that_lost_the_front_is_named(finished, tmp_path, capsys):  # noqa: F811
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run_dir / "archive.jsonl").write_text("")
+    assert export(run_dir, "max_params=0.5", f"export.path={tmp_path / 'out'}") == 2
+    assert f"{run_dir / 'archive.jsonl'} lacks " in capsys.readouterr().err
+
+
 def test_evaluate_measures_the_test_split(finished, capsys):  # noqa: F811
     assert cli.run(["evaluate", f"run_dir={finished}"]) == 0
     printed = capsys.readouterr().out

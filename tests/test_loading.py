@@ -135,6 +135,17 @@ def test_damaged_directories_are_named(kind, tmp_path: Path) -> None:
     from_pretrained(folder)
 
 
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_torn_weights_file_of_torch_is_refused(kept: float, tmp_path: Path) -> None:
+    weights = load_file(stock(tmp_path) / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    content = (tmp_path / "pytorch_model.bin").read_bytes()
+    from_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(content[: int(kept * len(content))])
+    assert refusal(tmp_path).startswith(f"model.path={tmp_path}: ")
+
+
 def test_a_cut_that_lacks_a_weight_or_its_description_is_refused(tmp_path: Path) -> None:
     cut(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

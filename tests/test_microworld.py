@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import nas_llm
+from nas_llm import cli
 from nas_llm.data.microworld import FAMILIES, MicroworldData, draw, instruction, multiple_choice_sets, train_tokenizer
 from nas_llm.data.microworld.blocks import FORMATS, repeated, tokenise, write
 from nas_llm.data.microworld.lexicon import FEMALE_ENDINGS, MALE_ENDINGS, lexicon
@@ -233,3 +234,31 @@ def test_embedded_models_answer_what_they_were_never_told(name):
     assert set(found) == set(FAMILIES)
     aims = {family: STILL_OPEN.get((name, family), 0.9) for family in found}
     assert {family: score.summed for family, score in found.items() if score.summed < aims[family]} == {}
+
+
+def test_pre_training_resumes_and_a_full_disk_or_a_damaged_checkpoint_is_one_line(
+    tokenizer, tmp_path, capsys, file_size_limit, monkeypatch
+):
+    monkeypatch.setattr("nas_llm.stages.pretrain.train_tokenizer", lambda vocab_size, seed: tokenizer)
+    phase = "{_target_: nas_llm.stages.pretrain.Phase, steps: %d, format: notes, size: 2, sequence_length: 64, "
+    tiny = ["hidden_size=8", "intermediate_size=8", "num_hidden_layers=2", "num_attention_heads=2"]
+    tiny += ["num_key_value_heads=1", "head_dim=4"]
+    sizes = ["pretrain.batch_tokens=64", "pretrain.score_every=1", "pretrain.items_per_set=1"]
+    sizes += ["pretrain.initialisation.offsets=1"]
+    command = ["pretrain", "experiment=microworld_llama", f"run_dir={tmp_path / 'run'}", "trainer.precision=32-true"]
+    command += [*(f"pretrain.model.{size}" for size in tiny), *sizes]
+
+    def pretrain(steps: int, *more: str) -> int:
+        return cli.run([*command, f"pretrain.phases=[{phase % steps}known_weight: 1.0}}]", *more])
+
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert pretrain(2) == 0
+    before = last.read_bytes()
+    with file_size_limit(20_000):
+        assert pretrain(4, "ckpt_path=last") == 2
+    assert f"{last} could not be written (File too large)" in capsys.readouterr().err.splitlines()[-1]
+    assert last.read_bytes() == before
+    assert pretrain(4, "ckpt_path=last") == 0
+    last.write_bytes(before[:1000])
+    assert pretrain(6, "ckpt_path=last") == 2
+    assert f"ckpt_path={last} is not a whole checkpoint" in capsys.readouterr().err.splitlines()[-1]

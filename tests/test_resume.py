@@ -118,9 +118,19 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, kept):
 def test_a_missing_checkpoint_and_a_foreign_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no such file"):
         read_checkpoint(tmp_path / "none.ckpt")
-    torch.save({"path": tmp_path}, tmp_path / "code.ckpt")
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
-        read_checkpoint(tmp_path / "code.ckpt")
+    for foreign in ({"path": tmp_path}, torch.zeros(3), {"state_dict": {}}):  # code, and content of other programs
+        torch.save(foreign, tmp_path / "foreign.ckpt")
+        with pytest.raises(ValueError, match="not a whole checkpoint"):
+            read_checkpoint(tmp_path / "foreign.ckpt")
+
+
+def test_damaged_content_of_a_checkpoint_is_refused_however_it_fails(tmp_path):
+    run(tmp_path, 1)
+    whole = (tmp_path / "checkpoints" / LAST).read_bytes()
+    for place in range(200, 3000, 50):  # in the description of the tensors
+        (tmp_path / "damaged.ckpt").write_bytes(whole[:place] + b"\xff" * 40 + whole[place + 40 :])
+        with pytest.raises(ValueError, match="is not a whole checkpoint"):
+            read_checkpoint(tmp_path / "damaged.ckpt")
 
 
 @pytest.mark.parametrize("size", [0, 1000, 100_000])
@@ -141,10 +151,11 @@ SAVING = """
 import resource, signal, sys, torch
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 save = AtomicCheckpointIO().save_checkpoint
-save({"step": 1}, sys.argv[1])
+checkpoint = {"pytorch-lightning_version": "2", "state_dict": {}, "global_step": 1}
+save(checkpoint, sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the system then kills the process where its file is at the limit
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-save({"step": 2, "weights": torch.zeros(100, 1000)}, sys.argv[1])
+save({**checkpoint, "global_step": 2, "state_dict": {"weight": torch.zeros(100, 1000)}}, sys.argv[1])
 """
 
 
@@ -154,7 +165,7 @@ def test_a_process_killed_in_the_middle_of_a_checkpoint_leaves_the_one_before_it
     assert done.returncode == -signal.SIGXFSZ
     (half,) = (file for file in last.parent.iterdir() if file != last)
     assert half.stat().st_size == 100_000
-    assert read_checkpoint(last) == {"step": 1}
+    assert read_checkpoint(last)["global_step"] == 1
     with locked(tmp_path):  # as the process does that resumes
         assert [file.name for file in last.parent.iterdir()] == [LAST]
 

@@ -126,6 +126,18 @@ def test_a_full_disk_is_one_error_and_leaves_whole_lines(tmp_path, evaluations, 
     assert len(archive.evaluations) == 2
 
 
+def test_a_line_that_does_not_fit_is_taken_back_whole(tmp_path, evaluations, file_size_limit):
+    path = tmp_path / "archive.jsonl"
+    archive = write(path, evaluations[:2])
+    before = path.read_bytes()
+    with (
+        file_size_limit(len(before) + 20),
+        pytest.raises(ValueError, match=r"archive.jsonl could not .*File too large"),
+    ):
+        archive.append(evaluations[2])
+    assert path.read_bytes() == before
+
+
 WRITER = """
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]

@@ -286,13 +286,21 @@ def test_a_full_disk_is_one_line(base, tmp_path, capsys, file_size_limit, size, 
     assert not list(tmp_path.iterdir() if size == 0 else (run_dir / "checkpoints").iterdir())
 
 
-def test_a_truncated_checkpoint_is_one_line(finished, tmp_path, capsys):
-    run_dir = tmp_path / "run"
-    shutil.copytree(finished, run_dir)
+@pytest.mark.parametrize("content", ["truncated", "empty", "foreign"])
+def test_a_damaged_checkpoint_is_one_line(finished, tmp_path, capsys, content):
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    if content == "foreign":
+        torch.save(load_file(run_dir / "supernet" / "model.safetensors"), checkpoint)
+    else:
+        checkpoint.write_bytes(checkpoint.read_bytes()[: 5000 if content == "truncated" else 0])
     assert cli.run(["train", f"run_dir={run_dir}", "ckpt_path=last"]) == 2
-    assert "is not a whole checkpoint" in capsys.readouterr().err
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert f"error: ckpt_path={checkpoint} is not a whole checkpoint" in error
+    assert cli.run(["search", f"run_dir={run_dir}"]) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert f"error: {checkpoint} is damaged" in error
+    assert cli.run(["export", f"run_dir={run_dir}", "architecture=middle", f"export.path={tmp_path / 'out'}"]) == 0
 
 
 def test_without_a_search_the_super_network_is_saved(base, tmp_path, capsys):

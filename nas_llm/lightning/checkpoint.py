@@ -9,7 +9,6 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from nas_llm.run_directory import atomic_path
 
 LAST = "last.ckpt"
+KEYS = {"pytorch-lightning_version", "state_dict", "global_step"}  # which every checkpoint of Lightning's has
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's content on the CPU.
 
     Raises:
-        ValueError: the file is missing, truncated, or holds more than plain content.
+        ValueError: the file is missing, truncated, no checkpoint of a training, or holds more than plain content.
     """
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path={path}: there is no such file; leave ckpt_path out to start anew")
@@ -86,6 +86,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):  # the list of contents is at the end
         raise broken
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, UnpicklingError, KeyError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damaged content fails in any way
         raise broken from error
+    if not isinstance(content, dict) or not content.keys() >= KEYS:
+        raise broken
+    return content

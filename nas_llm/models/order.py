@@ -100,13 +100,19 @@ def read_order(folder: Path, full: Architecture) -> Order:
     """Inverse of :func:`write_order`; the identity where the file is missing.
 
     Raises:
-        ValueError: the file belongs to a network of another shape.
+        ValueError: the file is damaged, or belongs to a network of another shape.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not (folder / FILE_NAME).is_file():
         return Order({})
-    tensors = load_file(folder / FILE_NAME)
+    try:
+        tensors = load_file(folder / FILE_NAME)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / FILE_NAME} is damaged ({error}): copy it anew, or train the super-network again"
+        ) from error
     shapes = axis_shapes(full)
     if any(shapes.get(key) != tuple(value.shape) for key, value in tensors.items()):
         raise ValueError(f"{folder / FILE_NAME} belongs to a network of another shape")

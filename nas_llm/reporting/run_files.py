@@ -164,7 +164,7 @@ class RunFiles:
     def stages(self) -> list[dict[str, Any]]:
         """Entries of provenance.json, one per stage that was run."""
         file = self.path / "provenance.json"
-        return read_json(file)["stages"] if file.exists() else []
+        return read_json(file, "stages")["stages"] if file.exists() else []
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -181,7 +181,7 @@ class RunFiles:
         file = self.path / SEARCH_FILE
         if not file.exists():
             return None
-        facts = read_json(file)
+        facts = read_json(file, "objectives", "step", "full")
         names = {"params", *facts["objectives"]}
         measured = {id: e for id, e in self._at(facts["step"]).items() if names <= e.objectives.keys()}
         if facts["full"] not in measured:

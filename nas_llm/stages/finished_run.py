@@ -60,9 +60,15 @@ class FinishedRun:
     def front(self) -> Front:
         from nas_llm.search.pareto import Front
 
-        search = read_json(self._need(SEARCH, "search"))
+        search = read_json(self._need(SEARCH, "search"), "objectives", "front", "full", "step")
         directions: dict[str, Any] = {name: entry["direction"] for name, entry in search["objectives"].items()}
         known = {e.id: e for e in self.evaluations if e.step == search["step"]}
+        lost = [id for id in search["front"] if id not in known]
+        if lost:
+            raise ValueError(
+                f"{self.run_dir / ARCHIVE} lacks {', '.join(lost[:3])} of the front; "
+                f"measure it again: nas-llm search run_dir={self.run_dir}"
+            )
         return Front(tuple(known[id] for id in search["front"]), directions, known.get(search["full"]))
 
     def choose(

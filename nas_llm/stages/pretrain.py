@@ -28,6 +28,7 @@ from nas_llm.data.microworld import FAMILIES, multiple_choice_sets, train_tokeni
 from nas_llm.data.microworld.blocks import FORMATS, Tokens, pack_whole, repeated, tokenise, write
 from nas_llm.data.microworld.lexicon import lexicon
 from nas_llm.evaluation.multiple_choice import Accuracy, accuracies
+from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.models.lookback import LookBack
 from nas_llm.run_directory import atomic_path, write_json, write_text
 from nas_llm.stages.trainer import built_trainer, one_line_refusals
@@ -247,6 +248,7 @@ def main(cfg: DictConfig) -> None:
         cfg,
         logger=build(cfg.logger) or False,
         callbacks=[Scores(), checkpoints],
+        plugins=[AtomicCheckpointIO()],
         max_steps=recipe.steps,
         gradient_clip_val=recipe.gradient_clip,
     )

@@ -136,8 +136,17 @@ def objective_settings(cfg: DictConfig) -> dict[str, object]:
 def trained_steps(run_dir: Path) -> int:
     """Optimizer steps of the run's newest checkpoint; without one, what the archive's latest values were measured
     at.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
     """
     checkpoint = run_dir / "checkpoints" / LAST
-    if checkpoint.exists():
+    if not checkpoint.exists():
+        return Archive(run_dir / ARCHIVE_FILE).step
+    try:
         return int(read_checkpoint(checkpoint)["global_step"])
-    return Archive(run_dir / ARCHIVE_FILE).step
+    except ValueError as error:
+        raise ValueError(
+            f"{checkpoint} is damaged, and says how long the super-network was trained: put a whole one in its place, "
+            "or delete it to go on from the archive"
+        ) from error
