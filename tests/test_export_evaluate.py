@@ -100,17 +100,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(finished, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("stage", ["search", "evaluate", "export"])
-@pytest.mark.parametrize("name", ["supernet/model.safetensors", "supernet/axes_order.safetensors", "results.json"])
-def test_a_truncated_file_of_the_run_is_one_line(finished, tmp_path, capsys, stage, name):  # noqa: F811
+@pytest.mark.parametrize(
+    ("name", "kept", "named"),
+    [
+        ("supernet/model.safetensors", 0.5, "supernet: a weights file is damaged"),
+        ("supernet/axes_order.safetensors", 0, "supernet/axes_order.safetensors is damaged"),
+        ("results.json", 0.5, "results.json is not JSON, line "),
+    ],
+)
+def test_a_truncated_file_of_the_run_is_one_line(finished, tmp_path, capsys, stage, name, kept, named):  # noqa: F811
     run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
     content = (run_dir / name).read_bytes()
     more = ["max_params=0.5", f"export.path={tmp_path / 'out'}"] if stage == "export" else []
-    for torn in (content[: len(content) // 2], b"", b"{}"):
-        (run_dir / name).write_bytes(torn)
-        assert cli.run([stage, f"run_dir={run_dir}", *more]) == 2
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("nas-llm: error: ")
-        assert str(run_dir / (name if name != "supernet/model.safetensors" else "supernet")) in error
+    (run_dir / name).write_bytes(content[: int(kept * len(content))])
+    assert cli.run([stage, f"run_dir={run_dir}", *more]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("nas-llm: error: ")
+    assert f"{run_dir}/{named}" in error
     assert not (tmp_path / "out").exists()
 
 

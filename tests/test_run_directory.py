@@ -162,6 +162,10 @@ def test_json_is_strict_and_a_broken_file_is_named_with_its_line(tmp_path: Path)
     (tmp_path / "a.json").write_text('{\n"a": 1,\n"b"\n}')
     with pytest.raises(ValueError, match=r"a\.json is not JSON, line 4"):
         rd.read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert rd.read_json(tmp_path / "a.json", "a") == {"a": 1}
+    with pytest.raises(ValueError, match=r"a\.json has no 'metrics'; restore it"):
+        rd.read_json(tmp_path / "a.json", "a", "metrics")
     with pytest.raises(ValueError, match=r"b\.json does not exist"):
         rd.read_json(tmp_path / "b.json")
 

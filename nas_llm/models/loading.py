@@ -105,7 +105,7 @@ def from_pretrained(
         )
     except OSError as error:
         raise ValueError(_not_found(path, "model.path")) from error
-    except (SafetensorError, json.JSONDecodeError, EOFError) as error:
+    except (SafetensorError, json.JSONDecodeError, EOFError, RuntimeError) as error:  # the last two are torch's
         raise ValueError(f"model.path={path}: a weights file is damaged ({_first_line(error)})") from error
     except (ValueError, ImportError) as error:
         if attn_implementation is None:
