@@ -195,7 +195,7 @@ def coreference(rng: Random, lexicon: Lexicon, size: int) -> Story:
 
 def counting(rng: Random, lexicon: Lexicon, size: int) -> Story:
     """Two or three people hold several things each, called by their nouns alone; how many? In the largest stories up to
-    three, in others up to four."""
+    three, in others up to four. The lead names the first thing: where to begin to count."""
     names = people(rng, lexicon, rng.randint(2, min(3, max(2, size - 2))))
     most = 3 if size >= LARGEST_SIZE else 4
     counts = [rng.randint(1, most) for _ in names]
@@ -205,7 +205,8 @@ def counting(rng: Random, lexicon: Lexicon, size: int) -> Story:
         held, things = things[:count], things[count:]
         sentences.append(f"{name} {rng.choice(('has', 'found', 'bought'))} {listing(held)}.")
         answer = NUMBERS[count - 1]
-        questions.append(Question(f"How many things does {name} have?", f"{name} has", answer, tuple(NUMBERS[:most])))
+        lead = f"{name} has counting the {held[0]}"
+        questions.append(Question(f"How many things does {name} have?", lead, answer, tuple(NUMBERS[:most])))
     return Story("counting", tuple(sentences), tuple(questions))
 
 
