@@ -80,7 +80,7 @@ def _told(size: str) -> property:
 
 def _sizes(module: nn.Module) -> dict[str, Any]:
     """The attributes in which a module repeats the shape of its weight."""
-    weight = module.weight
+    weight = module.weight if "weight" in module._parameters else None
     if not isinstance(weight, Tensor):
         return {}
     if isinstance(module, nn.Linear):

@@ -9,7 +9,7 @@ kept blocks with contiguous cache indices, and the configuration of the small mo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.models.axes import Fixed, Sizes, reorder, sizes_of
+from nas_llm.models.attached import Attached, with_ranks
+from nas_llm.models.axes import Fixed, Sizes, rank_sizes, reorder, sizes_of
 from nas_llm.models.counting import Costs
 from nas_llm.models.elastic import ElasticModule, Layouts, active_parameters, make_elastic, make_plain
 from nas_llm.models.families import Row, family_of
@@ -55,6 +56,8 @@ class Supernet(nn.Module):
         self._make_elastic()
         self._order = Order({})
         self._costs = Costs.of(self._shared, self._in_layer, self._full)
+        self._attached: tuple[Attached, ...] = ()
+        self._base_costs = self._costs
 
     @classmethod
     def from_pretrained(
@@ -153,24 +156,66 @@ class Supernet(nn.Module):
         """Modules with weights of every block of the whole network."""
         return tuple(tuple(layer) for layer in self._in_layer)
 
+    # ---------------------------------------------------------------- adapters
+
+    @property
+    def attached(self) -> tuple[Attached, ...]:
+        """The modules of low-rank adapters that follow the architecture."""
+        return self._attached
+
+    def attach(self, modules: Sequence[Attached]) -> None:
+        """Lets modules that were put beside the network's own follow the architecture: low-rank adapters, whose ranks
+        become sizes of the largest network.
+
+        Raises:
+            ValueError: others are attached already.
+        """
+        if self._attached:
+            raise ValueError("this super-network has adapters already: take them off first (nas_llm.peft.remove)")
+        full = with_ranks(self._full, modules)
+        for attached in modules:
+            make_elastic(attached.module, attached.layouts, attached.full(full))
+        self._attached = tuple(modules)
+        in_layer = [[*layer, *self._attached_to(index)] for index, layer in enumerate(self._in_layer)]
+        self._full = full
+        self._costs = Costs.of([*self._shared, *self._attached_to(None)], in_layer, full)
+
+    def detach(self) -> None:
+        """Inverse of :meth:`attach`: the modules are plain again, and whole."""
+        for attached in self._attached:
+            make_plain(attached.module)
+        self._attached = ()
+        self._full, self._costs = self._full.without_ranks, self._base_costs
+
+    def _attached_to(self, layer: int | None) -> list[ElasticModule]:
+        return [attached.module for attached in self._attached if attached.layer == layer]  # type: ignore[misc]
+
     # ---------------------------------------------------------------- counting (shapes alone)
 
-    def num_parameters(self, architecture: Architecture) -> int:
-        """Exact number of parameters of the extracted model, tied weights counted once.
+    def num_parameters(self, architecture: Architecture, *, adapters: bool = True) -> int:
+        """Exact number of parameters of the extracted model, tied weights counted once; without ``adapters`` that of
+        the model into which they are merged.
 
         Raises:
             ValueError: the architecture is larger than the network.
         """
-        return self._costs.num_parameters(architecture)
+        if adapters:
+            return self._costs.num_parameters(architecture)
+        return self._base_costs.num_parameters(architecture.without_ranks)
 
-    def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
-        """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask).
+    def macs(
+        self, architecture: Architecture, *, batch_size: int, sequence_length: int, adapters: bool = True
+    ) -> int:
+        """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask); without
+        ``adapters`` those of the model into which they are merged.
 
         Raises:
             ValueError: the architecture is larger than the network, or a size is below 1.
         """
         _refuse_below_one(batch_size=batch_size, sequence_length=sequence_length)
-        return self._costs.macs(architecture, batch_size, sequence_length)
+        if adapters:
+            return self._costs.macs(architecture, batch_size, sequence_length)
+        return self._base_costs.macs(architecture.without_ranks, batch_size, sequence_length)
 
     def weight_bytes(self, architecture: Architecture) -> int:
         """Bytes of the extracted model's weights in the precision they have now."""
@@ -203,6 +248,8 @@ class Supernet(nn.Module):
         done: set[int] = set()
         modules = [(module, order.shared()) for module in self._shared]
         modules += [(module, order.of_layer(i)) for i, layer in enumerate(self._in_layer) for module in layer]
+        modules += [(module, order.shared()) for module in self._attached_to(None)]
+        modules += [(m, order.of_layer(i)) for i in range(len(self._blocks)) for m in self._attached_to(i)]
         for module, orders in modules:
             for name, parameter in module._parameters.items():
                 if parameter is None or id(parameter) in done:
@@ -296,10 +343,11 @@ class Supernet(nn.Module):
         shared = {"hidden": architecture.hidden} if small else None
         for module in self._shared:
             _set(vars(module), "elastic_active", shared, undo)
+        self._apply_attached(architecture, undo)
         for key, value in self._row.overrides(self._whole_config, architecture).items():
             _set_attribute(self.config, key, value, undo)
         for position, choice in enumerate(architecture.layers):
-            whole = not small and choice == full.layers[choice.index]
+            whole = not small and choice.shape == full.layers[choice.index].shape
             sizes = None if whole else sizes_of(architecture.hidden, choice)
             for module in self._in_layer[choice.index]:
                 _set(vars(module), "elastic_active", sizes, undo)
@@ -316,6 +364,18 @@ class Supernet(nn.Module):
             assert before is not None
             _set(vars(embedding), "scalar_embed_scale", scale, undo)
             _set(embedding._buffers, "embed_scale", torch.full_like(before, scale), undo)
+
+    def _apply_attached(self, architecture: Architecture, undo: Undo) -> None:
+        if not self._attached:
+            return
+        outside = {"hidden": architecture.hidden, **rank_sizes(self._full.ranks), **rank_sizes(architecture.ranks)}
+        inside = {
+            choice.index: rank_sizes(self._full.layers[choice.index].ranks) | sizes_of(architecture.hidden, choice)
+            for choice in architecture.layers
+        }
+        for attached in self._attached:  # those of dropped blocks are not run
+            sizes = outside if attached.layer is None else inside.get(attached.layer)
+            _set(vars(attached.module), "elastic_active", sizes, undo)
 
     def _apply_blocks(self, architecture: Architecture, undo: Undo) -> None:
         parent_name, _, name = self._row.layers.rpartition(".")
@@ -335,7 +395,7 @@ class Supernet(nn.Module):
         """The stock configuration that the weights first came from, and the sub-network as a choice of its units."""
         before = getattr(self.config, "nas_llm", None)
         if before is None:
-            return {"base_config": self.config.to_dict(), "architecture": architecture.to_dict()}
+            return {"base_config": self.config.to_dict(), "architecture": architecture.without_ranks.to_dict()}
         blocks = Architecture.from_dict(before["architecture"]).layers
         layers = tuple(LayerChoice(blocks[layer.index].index, *layer.shape) for layer in architecture.layers)
         return {
