@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"models", "data", "distillation", "samplers", "search", "reporting", "config"},
     **{room: VALUES | FILES | {"models"} for room in MIDDLE},
 }
-ALLOWED["objectives"] |= {"evaluation"}
+ALLOWED["objectives"] |= {"evaluation", "peft"}  # latency may be measured with adapters merged
 ALLOWED["importance"] |= {
     "objectives",
     "evaluation",

@@ -19,7 +19,7 @@ from nas_llm.peft.lora import Lora
 LORA = Lora(r=6, lora_alpha=12, lora_dropout=0.0)
 VARIANTS = {
     "plain": LORA,
-    "rslora": replace(LORA, use_rslora=True),
+    "rslora": replace(LORA, use_rslora=True, lora_alpha=5),  # about the scaling of the others
     "dora": replace(LORA, use_dora=True),
     "embeddings": replace(LORA, embeddings=True),
     "per module": replace(LORA, group_by="module"),

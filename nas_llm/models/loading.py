@@ -39,6 +39,8 @@ MODEL_TYPE = "nas_llm"
 WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 EMBEDDED = "microworld_llama, microworld_neox"
+ADAPTER = "adapter"  # the folder of low-rank adapters beside a network's own files
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "nas_llm_adapter.json", "README.md")
 OWN_FILES = (  # patterns of what save_pretrained writes: the model, its card, a super-network's order, its tokenizer
     "config.json",
     "generation_config.json",
@@ -167,6 +169,11 @@ def save_pretrained(
             full or refuses the write.
     """
     target = Path(path)
+    if "peft_config" in vars(model):
+        raise ValueError(
+            f"{target}: the model has adapters beside its weights; merge them first (nas_llm.peft.merging.merge), or save "
+            "the two apart (nas_llm.peft.saving)"
+        )
     _refuse_to_replace(target, setting)
     with atomic_path(target, setting=setting) as folder:
         folder.mkdir()
@@ -184,6 +191,10 @@ def _refuse_to_replace(target: Path, setting: str) -> None:
     found = sorted(target.iterdir()) if target.is_dir() else []
     if found and not (target / "config.json").is_file():
         raise ValueError(f"{target} is not empty and holds no model; choose another directory: {setting}=")
+    adapter = target / ADAPTER
+    inside = sorted(adapter.iterdir()) if adapter.is_dir() else []
+    if inside and all(file.name in ADAPTER_FILES for file in inside):
+        found.remove(adapter)
     for file in found:
         if file.is_dir() or not any(fnmatch(file.name, pattern) for pattern in OWN_FILES):
             raise ValueError(

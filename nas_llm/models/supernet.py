@@ -100,6 +100,11 @@ class Supernet(nn.Module):
         """Blocks from the most to the least important; their own order while no importance of layers is known."""
         return self._order.layers or tuple(range(self._full.num_layers))
 
+    @property
+    def order(self) -> Order:
+        """Where every unit stood before the network was sorted."""
+        return self._order
+
     @contextmanager
     def activate(self, architecture: Architecture) -> Iterator[PreTrainedModel]:
         """Runs as the small model would, inside the block; nests, and restores on errors.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from nas_llm.search_space import SearchSpace
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
-from nas_llm.stages.search import objective_settings, search_maker, untrained
+from nas_llm.stages.search import objective_settings, search_maker, untrained, with_adapters
 from nas_llm.stages.trainer import built_trainer, one_line_refusals
 
 READS = (
@@ -40,6 +41,7 @@ READS = (
     "data",
     "search_space",
     "importance",
+    "peft",
     "sampler",
     "distillation",
     "hidden_matching",
@@ -76,13 +78,14 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     refuse_early(cfg, supernet)
     data = prepared_data(cfg, tokenizer, supernet)
     data.train_dataloader()  # refuses what leaves no batch
-    make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
+    with adapted(cfg, supernet):
+        make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
     refuse_mismatch(run_dir, identity(cfg, network, space, data))
     search = make_search(cfg, supernet, space, data, tokenizer, run_dir)
     if search is not None:
         measure(search.objectives, supernet, space.smallest())  # refuses now what it would refuse after training
-    pareto = ParetoSearch(run_dir, tokenizer, search)
+    pareto = ParetoSearch(run_dir, tokenizer, search, peft=build(cfg.peft))
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
     module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
     with one_line_refusals(cfg):
@@ -93,12 +96,28 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
 
 def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     """Build what only the model can judge before anything is written: a refusal leaves no run behind."""
-    space = build(cfg.search_space, supernet=supernet)
-    build(cfg.sampler, supernet=supernet, space=space)
+    with adapted(cfg, supernet):
+        build(cfg.sampler, supernet=supernet, space=build(cfg.search_space, supernet=supernet))
     token = torch.zeros(1, supernet.config.vocab_size)
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
     for node in (cfg.importance, cfg.distillation, cfg.hidden_matching):
         build(node)
+
+
+@contextmanager
+def adapted(cfg: DictConfig, supernet: Supernet) -> Iterator[None]:
+    """The super-network with the adapters of the configuration inside the block; its function is the same."""
+    peft = build(cfg.peft)
+    if peft is None:
+        yield
+        return
+    from nas_llm.peft.adapters import remove
+
+    peft(supernet)
+    try:
+        yield
+    finally:
+        remove(supernet)
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
@@ -134,6 +153,7 @@ def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, 
         run_dir,
         resumes=cfg.ckpt_path is not None,
     )
+    with_adapters(cfg, supernet)  # once sorted: they stand beside the sorted units, and importance may need gradients
     space: SearchSpace = build(cfg.search_space, supernet=supernet)
     if is_main_process():
         write_json(run_dir / SPACE, space.to_dict())
@@ -147,6 +167,7 @@ def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, da
         "search_space": space.to_dict(),
         "data": data.fingerprint,
         "importance": OmegaConf.to_container(cfg.importance, resolve=True),
+        "peft": OmegaConf.to_container(cfg.peft, resolve=True),
     }
 
 
@@ -192,7 +213,7 @@ def make_search(
         return None
     settings = objective_settings(cfg)
     progress = cfg.trainer.enable_progress_bar
-    return SupernetSearch(run_dir, maker, objectives, batches, lambda: untrained(cfg), settings, progress)
+    return SupernetSearch(run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress)
 
 
 def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
