@@ -82,8 +82,8 @@ class AxisChoices:
         allowed = [axis for axis in AXES if self._can_slice(axis)] + ([RANK] if has_ranks else [])
         if RANK in self.elastic and not has_ranks:
             raise ValueError(
-                f"search_space.elastic=[{','.join(self.elastic)}]: the network has no low-rank adapters whose rank could "
-                "vary; add them, peft=lora, or leave rank out"
+                f"search_space.elastic=[{','.join(self.elastic)}]: the network has no low-rank adapters whose rank "
+                "could vary; add them, peft=lora, or leave rank out"
             )
         named = f"search_space.elastic=[{','.join(self.elastic)}]"
         if unknown := [axis for axis in self.elastic if axis not in (*AXES, RANK)]:

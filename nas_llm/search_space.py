@@ -241,7 +241,9 @@ class SearchSpace:
         outside = _rank_genes(self.shared_ranks, architecture.ranks)
         if self.kind == "joint":
             kept = tuple(layer.index for layer in architecture.layers)
-            if len({(layer.shape, layer.ranks) for layer in architecture.layers}) > 1 or kept != self._most_important(len(kept)):
+            if len({(layer.shape, layer.ranks) for layer in architecture.layers}) > 1 or kept != self._most_important(
+                len(kept)
+            ):
                 raise ValueError(
                     f"not in the joint space (uniform, most important layers): {architecture.summary()}, layers {kept}"
                 )

@@ -54,14 +54,18 @@ def test_adapters_begin_as_nothing_and_come_off_again(name):
     LORA(supernet)
     assert_close(logits_of(supernet.model, batch()), before)
     trains = [n for n, parameter in supernet.model.named_parameters() if parameter.requires_grad]
-    assert trains and all("lora_" in n for n in trains)
+    assert trains
+    assert all("lora_" in n for n in trains)
     remove(supernet)
-    assert set(supernet.model.state_dict()) == names and supernet.largest() == full
+    assert set(supernet.model.state_dict()) == names
+    assert supernet.largest() == full
     assert torch.equal(logits_of(supernet.model, batch()), before)
 
 
 KINDS = ("llama", "llama-tied", "gpt_neox", "gpt2", "phi3")  # a family of each kind of layout
-CASES = [(name, "plain") for name in FAMILIES] + [(name, variant) for variant in VARIANTS if variant != "plain" for name in KINDS]
+CASES = [(name, "plain") for name in FAMILIES] + [
+    (name, variant) for variant in VARIANTS if variant != "plain" for name in KINDS
+]
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
@@ -132,7 +136,8 @@ def test_the_seed_of_the_adapters_decides_alone():
         assert torch.initial_seed() == before
         return next(p for n, p in supernet.model.named_parameters() if "lora_A" in n)
 
-    assert torch.equal(drawn(0, 1), drawn(0, 2)) and not torch.equal(drawn(0, 1), drawn(1, 1))
+    assert torch.equal(drawn(0, 1), drawn(0, 2))
+    assert not torch.equal(drawn(0, 1), drawn(1, 1))
 
 
 def test_what_cannot_be_is_refused():
@@ -150,8 +155,9 @@ def test_what_cannot_be_is_refused():
     full = supernet.largest()
     with pytest.raises(ValueError, match=r"rank 7 of the adapters 'lm_head' does not fit.*at most 6"):
         supernet.num_parameters(replace(full, ranks=(("lm_head", 7),)))
-    with pytest.raises(ValueError, match=r"adapters 'lm_haed'.*groups: lm_head"), supernet.activate(
-        replace(full, ranks=(("lm_haed", 2),))
+    with (
+        pytest.raises(ValueError, match=r"adapters 'lm_haed'.*groups: lm_head"),
+        supernet.activate(replace(full, ranks=(("lm_haed", 2),))),
     ):
         pass
     for key, value in {"r": 0, "lora_alpha": 0, "lora_dropout": 1.0, "group_by": "layer"}.items():
@@ -164,8 +170,10 @@ def test_an_architecture_with_ranks_is_a_value_like_any_other():
     plain = supernet.largest()
     LORA(supernet)
     full = supernet.largest()
-    assert Architecture.from_dict(full.to_dict()) == full and full.id != plain.id
-    assert "ranks" not in str(plain.to_dict()) and full.without_ranks == plain
+    assert Architecture.from_dict(full.to_dict()) == full
+    assert full.id != plain.id
+    assert "ranks" not in str(plain.to_dict())
+    assert full.without_ranks == plain
     assert "rank 6 of ffn_in" in full.summary()
     with supernet.activate(plain) as model:  # left out: whole
         assert_close(logits_of(model, batch()), logits_of(supernet.model, batch()))

@@ -31,8 +31,14 @@ def spaces(supernet):
 def test_genomes_and_sizes(supernet):
     rng = np.random.default_rng(0)
     for space in spaces(supernet):
-        for architecture in (space.largest(), space.smallest(), space.middle(), *(space.sample(rng) for _ in range(20))):
-            assert architecture in space and space.decode(space.encode(architecture)) == architecture
+        for architecture in (
+            space.largest(),
+            space.smallest(),
+            space.middle(),
+            *(space.sample(rng) for _ in range(20)),
+        ):
+            assert architecture in space
+            assert space.decode(space.encode(architecture)) == architecture
             assert all(near in space for near in space.neighbours(architecture))
             supernet.num_parameters(architecture)
         assert space.largest() == supernet.largest()
@@ -41,7 +47,9 @@ def test_genomes_and_sizes(supernet):
 
 def test_the_size_is_that_of_an_enumeration(supernet):
     joint = SearchSpace.joint(supernet, **WHOLE, ffn_ratio=[1.0, 80 / 48], depth=[3, 4], ranks=[3, 6])
-    layered = SearchSpace.per_layer(supernet, **WHOLE, ffn=[80], depth=[1, 2], ranks={"ffn_in": [3, 6], "lm_head": [1, 6]})
+    layered = SearchSpace.per_layer(
+        supernet, **WHOLE, ffn=[80], depth=[1, 2], ranks={"ffn_in": [3, 6], "lm_head": [1, 6]}
+    )
     for space in (joint, layered):
         found = {space.decode(genome) for genome in itertools.product(*(range(n) for n in space.gene_sizes))}
         assert len(found) == space.size

@@ -272,8 +272,8 @@ class SupernetModule(LightningModule):
         refuse_other(checkpoint, self._identity())
         if self.supernet.attached and checkpoint["state_dict"].keys() != self._trained():
             raise ValueError(
-                "ckpt_path: the checkpoint is of other adapters than this run's: resume with the same peft settings, or "
-                "start a new run_dir"
+                "ckpt_path: the checkpoint is of other adapters than this run's: resume with the same peft settings, "
+                "or start a new run_dir"
             )
 
     def _trained(self) -> set[str]:

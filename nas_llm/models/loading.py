@@ -171,8 +171,8 @@ def save_pretrained(
     target = Path(path)
     if "peft_config" in vars(model):
         raise ValueError(
-            f"{target}: the model has adapters beside its weights; merge them first (nas_llm.peft.merging.merge), or save "
-            "the two apart (nas_llm.peft.saving)"
+            f"{target}: the model has adapters beside its weights; merge them first (nas_llm.peft.merging.merge), or "
+            "save the two apart (nas_llm.peft.saving)"
         )
     _refuse_to_replace(target, setting)
     with atomic_path(target, setting=setting) as folder:

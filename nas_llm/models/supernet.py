@@ -208,9 +208,7 @@ class Supernet(nn.Module):
             return self._costs.num_parameters(architecture)
         return self._base_costs.num_parameters(architecture.without_ranks)
 
-    def macs(
-        self, architecture: Architecture, *, batch_size: int, sequence_length: int, adapters: bool = True
-    ) -> int:
+    def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int, adapters: bool = True) -> int:
         """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask); without
         ``adapters`` those of the model into which they are merged.
 
@@ -324,8 +322,8 @@ class Supernet(nn.Module):
                     "(nas_llm/models/families.py); this variant of the family is not supported"
                 )
             found.append((module, _layouts(name, module, row, full), full, place))
-        for module, layouts, full, place in found:  # once the table is known to hold for all
-            make_elastic(module, layouts, full)
+        for module, layouts, sizes, place in found:  # once the table is known to hold for all
+            make_elastic(module, layouts, sizes)
             place.append(module)  # type: ignore[arg-type]
 
     def _refuse_misfit(self, architecture: Architecture) -> None:
@@ -379,8 +377,8 @@ class Supernet(nn.Module):
             for choice in architecture.layers
         }
         for attached in self._attached:  # those of dropped blocks are not run
-            sizes = outside if attached.layer is None else inside.get(attached.layer)
-            _set(vars(attached.module), "elastic_active", sizes, undo)
+            active = outside if attached.layer is None else inside.get(attached.layer)
+            _set(vars(attached.module), "elastic_active", active, undo)
 
     def _apply_blocks(self, architecture: Architecture, undo: Undo) -> None:
         parent_name, _, name = self._row.layers.rpartition(".")

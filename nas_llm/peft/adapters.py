@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -79,9 +79,15 @@ def has_adapters(model: nn.Module) -> bool:
 
 def factors(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
     """The active A (rank, in) and B (out, rank) of an adapted module."""
+    untyped: Any = layer
     if NAME in layer.lora_A:
-        return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-    return layer.lora_embedding_A[NAME], layer.lora_embedding_B[NAME]
+        return untyped.lora_A[NAME].weight, untyped.lora_B[NAME].weight
+    return untyped.lora_embedding_A[NAME], untyped.lora_embedding_B[NAME]
+
+
+def base_of(layer: LoraLayer) -> Any:
+    """The network's own module, beside which the adapter stands."""
+    return layer.get_base_layer()
 
 
 def _parts(target: Target, layer: LoraLayer, rank: int) -> Iterator[Attached]:

@@ -11,7 +11,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ def read_adapter(supernet: Supernet, folder: Path, *, setting: str = "model.adap
             f"{there.get(name, 'none')} here"
         )
     state = {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
-    outcome = set_peft_model_state_dict(supernet.model, state, adapter_name=NAME)
+    outcome: Any = set_peft_model_state_dict(supernet.model, state, adapter_name=NAME)
     assert not outcome.unexpected_keys
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from nas_llm.peft.adapters import factors, lora_layers, strip
+from nas_llm.peft.adapters import base_of, factors, lora_layers, strip
 from nas_llm.peft.sparse_lora import SparseLoraLinear
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class Merged:
     @property
     def summary(self) -> str:
         """One sentence for the model card."""
-        kept = "" if self.zeros_before < SPARSE * self.size else f"; {self.zeros_after / self.size:.2%} zeros, as before"
+        kept = (
+            "" if self.zeros_before < SPARSE * self.size else f"; {self.zeros_after / self.size:.2%} zeros, as before"
+        )
         return (
             f"The low-rank adapters of {self.modules} matrices are merged into the weights: the logits differ from the "
             f"unmerged ones by {self.difference:.1e} of their scale (at most {self.tolerance:.0e} is allowed){kept}."
@@ -60,8 +62,8 @@ def merge(model: PreTrainedModel) -> Merged:
         raise ValueError("the model has no adapters to merge: they were merged before, or it never had any")
     for name, layer in layers:
         refuse_lossy(name, layer)
-    weights = [layer.get_base_layer().weight for _, layer in layers]
-    zeros_before, size = sum(_zeros(weight) for weight in weights), sum(weight.numel() for weight in weights)
+    weights: list[torch.Tensor] = [base_of(layer).weight for _, layer in layers]
+    zeros_before, size = sum(map(_zeros, weights)), sum(weight.numel() for weight in weights)
     before = _probe(model)
     _untie(model)
     for _, layer in layers:
@@ -75,7 +77,7 @@ def merge(model: PreTrainedModel) -> Merged:
             f"the merged model's logits differ from the unmerged one's by {difference:.2g} of their scale; "
             f"{model.dtype} explains {tolerance:.0e}: export the adapters apart, export.adapters=separate"
         )
-    zeros_after = sum(_zeros(layer.get_base_layer().weight) for _, layer in layers)
+    zeros_after = sum(_zeros(base_of(layer).weight) for _, layer in layers)
     return Merged(difference, tolerance, len(layers), zeros_before, zeros_after, size)
 
 
@@ -96,7 +98,7 @@ def stock_adapters(model: nn.Module) -> bool:
 
 def refuse_lossy(name: str, layer: LoraLayer) -> None:
     """Raises ValueError where merging would lose the zeros of a sparse weight."""
-    weight = layer.get_base_layer().weight
+    weight = base_of(layer).weight
     a, b = factors(layer)
     if isinstance(layer, SparseLoraLinear) or not (a.any() and b.any()):
         return
@@ -114,7 +116,7 @@ def _untie(model: PreTrainedModel) -> None:
     for _, parameter in model.named_parameters(remove_duplicate=False):
         shared[id(parameter)] = shared.get(id(parameter), 0) + 1
     for _, layer in lora_layers(model):
-        base = layer.get_base_layer()
+        base = base_of(layer)
         if shared[id(base.weight)] > 1:
             shared[id(base.weight)] -= 1
             base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=base.weight.requires_grad)

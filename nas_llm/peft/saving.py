@@ -69,4 +69,6 @@ def recorded_method(folder: Path) -> Lora:
         settings = json.loads((folder / SETTINGS).read_text())
         return methods[settings.pop("method")](**settings)
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / SETTINGS} is missing or damaged ({error}): train the super-network again") from error
+        raise ValueError(
+            f"{folder / SETTINGS} is missing or damaged ({error}): train the super-network again"
+        ) from error

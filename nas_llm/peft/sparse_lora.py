@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from nas_llm.models.supernet import Supernet
-from nas_llm.peft.adapters import NAME, lora_layers
+from nas_llm.peft.adapters import NAME, base_of, factors, lora_layers
 from nas_llm.peft.lora import Lora
 
 
@@ -29,17 +28,17 @@ class SparseLoraLinear(LoraLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)
-        base = self.get_base_layer()
+        base = base_of(self)
         weight = masked_sum(base.weight, *self._factors(), self.scaling[NAME], transposed=self.fan_in_fan_out)
         x = x.to(weight.dtype) if not torch.is_autocast_enabled(x.device.type) else x
         return F.linear(x, weight.T if self.fan_in_fan_out else weight, base.bias)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What merging adds: nothing where the weight is zero."""
-        return super().get_delta_weight(adapter) * (self.get_base_layer().weight != 0)
+        return super().get_delta_weight(adapter) * (base_of(self).weight != 0)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        a, b = self.lora_A[NAME].weight, self.lora_B[NAME].weight
+        a, b = factors(self)
         dropout = self.lora_dropout[NAME]
         if not (self.training and isinstance(dropout, torch.nn.Dropout)):
             return a, b

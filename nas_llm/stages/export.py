@@ -76,7 +76,9 @@ def export_subnetwork(
     def extra(folder: Path) -> None:
         if beside is not None:
             beside.write(folder / ADAPTER)
-        write_model_card(folder, architecture, run_dir=run_dir, full=supernet.largest(), name=target.name, adapters=note)
+        write_model_card(
+            folder, architecture, run_dir=run_dir, full=supernet.largest(), name=target.name, adapters=note
+        )
 
     save_pretrained(small, target, tokenizer=tokenizer, extra=extra, setting=setting)
     return target

@@ -54,7 +54,9 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
     refuse_other_network(run_dir, cfg.model.path, untrained(cfg))  # the truncation baseline's, known after the search
     settings, progress = objective_settings(cfg), cfg.trainer.enable_progress_bar
-    run = SupernetSearch(run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress)
+    run = SupernetSearch(
+        run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress
+    )
     run(supernet, trained_steps(run_dir))
     print(front_table(run_dir))
     print(f"report: {write_report(run_dir)}")

@@ -213,7 +213,9 @@ def make_search(
         return None
     settings = objective_settings(cfg)
     progress = cfg.trainer.enable_progress_bar
-    return SupernetSearch(run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress)
+    return SupernetSearch(
+        run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress
+    )
 
 
 def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
