@@ -9,7 +9,10 @@ from nas_llm import cli
 from nas_llm.benchmarks.distillation import DistillationBenchmark
 from nas_llm.benchmarks.losses import Problem, plain, recomputed, recorded
 from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark, medians, table
+from nas_llm.benchmarks.sparsifying import WAYS
+from nas_llm.benchmarks.sparsity import SparsityBenchmark
 from nas_llm.benchmarks.steps import ARCHITECTURES, llama
+from nas_llm.models.block_walk import projections
 from nas_llm.models.supernet import Supernet
 from nas_llm.run_directory import read_metrics
 
@@ -94,3 +97,21 @@ def test_impossible_sizes_of_the_distillation_benchmark_are_refused():
         DistillationBenchmark(hidden=8, student_hidden=9)
     with pytest.raises(ValueError, match=r"bench\.vocabulary=0"):
         DistillationBenchmark(vocabulary=0)
+
+
+def test_what_making_a_network_sparse_has_to_hold_is_the_networks_own_arithmetic(monkeypatch):
+    bench = SparsityBenchmark(repeats=3, batches=3, batch_size=2, sequence_length=5)
+    block = projections(Supernet(llama()))[0]
+    read = {p.name.rpartition(".")[2]: p.weight.shape[1] ** 2 for p in block}
+    hessians = sum(read[name] for name in ("q_proj", "o_proj", "gate_proj", "down_proj"))
+    numbers = {"block": sum(p.weight.numel() for p in block), "hidden states": 30 * 512, "Hessians": hessians}
+    assert bench.needed_mib("sparsegpt") == {name: 4 * number / 2**20 for name, number in numbers.items()}
+    assert bench.needed_mib("wanda").keys() == {"block", "hidden states"}
+    peaks = [400.0, 110.0, 200.0]
+    monkeypatch.setattr(
+        SparsityBenchmark, "_measure", lambda self, way: {"peak_mib": peaks.pop(), "before_mib": 100.0, "seconds": 1.0}
+    )
+    assert bench.figure("magnitude").value == pytest.approx(100.0 / bench.needed_mib("magnitude")["block"])
+    assert {"magnitude", "wanda", "sparsegpt"} < WAYS.keys()
+    with pytest.raises(ValueError, match=r"bench\.batches=0"):
+        SparsityBenchmark(batches=0)
