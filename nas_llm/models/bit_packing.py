@@ -1,8 +1,8 @@
-"""Integers of 2 to 8 bits, one behind the other in 32-bit words: the layout of compressed-tensors' ``pack-quantized``.
+"""Small integers in 32-bit words: the layout of compressed-tensors' ``pack-quantized`` files.
 
-Value i of a row takes the bits [i * bits, (i + 1) * bits) of the row's bit stream, the lowest first; a row ends on a
-whole word, a value may lie across two. int4 is eight per word (two per byte), 2 bits are sixteen, 3 bits thirty-two in
-three words: no bits of a word but a row's last are left unused.
+A value takes 2, 4 or 8 bits of a word, the first one the lowest: sixteen, eight or four a word (four, two or one a byte).
+Integers of 3 bits are stored in 4, those of 5 to 7 bits in 8: these widths alone lie the same way in every version of
+the format and in the runtimes that read it. A row ends on a whole word.
 """
 
 from __future__ import annotations
@@ -14,35 +14,32 @@ _BYTE = 8
 _WORD = 32
 
 
+def stored_bits(bits: int) -> int:
+    """The bits that an integer of 2 to 8 bits takes: 2, 4 or 8."""
+    return next(width for width in (2, 4, 8) if bits <= width)
+
+
 def packed_width(count: int, bits: int) -> int:
-    """Words that a row of ``count`` values takes."""
-    return -(-count * bits // _WORD)
+    """Words that a row of ``count`` integers of 2 to 8 bits takes."""
+    return -(-count * stored_bits(bits) // _WORD)
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
     """(rows, count) uint8, each below 2 ** bits, to (rows, words) int32."""
-    rows, count = values.shape
-    stream = (values.unsqueeze(-1) >> _steps(bits, values)).bitwise_and_(1).reshape(rows, count * bits)
-    padded = torch.nn.functional.pad(stream, (0, packed_width(count, bits) * _WORD - count * bits))
-    octets = padded.reshape(rows, -1, _BYTE) << _steps(_BYTE, values)
+    count, words = values.shape[1], packed_width(values.shape[1], bits)
+    padded = torch.nn.functional.pad(values, (0, words * _WORD // stored_bits(bits) - count))
+    shifts = _shifts(bits, values.device)
+    octets = padded.unflatten(1, (-1, len(shifts))) << shifts  # the values of one byte do not overlap
     return octets.sum(-1, dtype=torch.uint8).view(torch.int32)
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Inverse of :func:`pack`: (rows, words) int32 to (rows, count) uint8."""
     octets = packed.contiguous().view(torch.uint8)
-    if bits == _BYTE:
-        return octets[:, :count]
-    if _BYTE % bits == 0:  # no value lies across two bytes
-        shifted = octets.unsqueeze(-1) >> _steps(_BYTE // bits, octets).mul_(bits)
-        return shifted.bitwise_and_(2**bits - 1).flatten(1)[:, :count]
-    first = torch.arange(count, device=packed.device) * bits
-    place, shift = first // _BYTE, (first % _BYTE).to(torch.int16)
-    wide = torch.nn.functional.pad(octets, (0, 1)).to(torch.int16)  # a value takes at most two bytes
-    pairs = wide[:, place] | (wide[:, place + 1] << _BYTE)
-    # the sign that a high second byte gives is shifted in above the bits that are kept
-    return (pairs >> shift).bitwise_and_(2**bits - 1).to(torch.uint8)
+    shifted = octets.unsqueeze(-1) >> _shifts(bits, packed.device)
+    return shifted.bitwise_and_(2 ** stored_bits(bits) - 1).flatten(1)[:, :count]
 
 
-def _steps(count: int, like: Tensor) -> Tensor:
-    return torch.arange(count, dtype=torch.uint8, device=like.device)
+def _shifts(bits: int, device: torch.device) -> Tensor:
+    """Of the values of one byte."""
+    return torch.arange(0, _BYTE, stored_bits(bits), dtype=torch.uint8, device=device)

@@ -33,7 +33,7 @@ from transformers import (
 from nas_llm.architecture import Architecture
 from nas_llm.models.families import FAMILIES, family_of, known_family
 from nas_llm.models.order import FILE_NAME as AXES_ORDER
-from nas_llm.models.packed_checkpoint import KEY, is_packed, place, quantization_config, quantized_layers
+from nas_llm.models.packed_checkpoint import BITS_KEY, KEY, is_packed, place, quantization_keys, quantized_layers
 from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
 from nas_llm.run_directory import atomic_path
 
@@ -78,8 +78,8 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """Loads a causal language model: a directory (of :func:`save_pretrained` or Hugging Face), a hub or embedded name.
 
-    ``dtype`` None keeps the precision of the file. Weights that :func:`save_pretrained` packed stay packed: their layers
-    are :class:`~nas_llm.models.quantized_linear.QuantizedLinear`.
+    ``dtype`` None keeps the precision of the file. Weights that :func:`save_pretrained` packed stay packed, in layers
+    that are :class:`~nas_llm.models.quantized_linear.QuantizedLinear`.
 
     Raises:
         ValueError: neither a directory with a model nor loadable from the hub; a family that is not known; a
@@ -254,10 +254,7 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
             "nas_llm": origin,
             "transformers_version": transformers.__version__,
         }
-    quantized = quantization_config(model)
-    if quantized is not None:
-        config[KEY] = quantized
-    file.write_text(json.dumps(config, indent=2) + "\n")
+    file.write_text(json.dumps(config | quantization_keys(model), indent=2) + "\n")
 
 
 def _weights_once(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -294,13 +291,14 @@ def _load_packed(
 ) -> PreTrainedModel:
     """A stock model with quantised layers: loaded with empty linear layers, whose places the packed ones then take."""
     config = AutoConfig.from_pretrained(folder)
-    del config.quantization_config
+    for key in {KEY, BITS_KEY} & keys.keys():
+        delattr(config, key)
     weights = _read_weights(folder, "*.safetensors")
     if precision == "auto":
         precision = config.dtype or torch.float32
     weights = _cast(weights, precision)
     try:
-        layers = quantized_layers(keys[KEY], weights)
+        layers = quantized_layers(keys, weights)
     except (KeyError, TypeError, ValueError) as error:
         raise _not_read(folder, error) from error
     packed = {name: weight for name, weight in weights.items() if name.rpartition(".")[0] in layers}
@@ -331,8 +329,8 @@ def _load_packed(
 
 def _not_read(folder: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"model.path={folder}: its {KEY} is not one that is read ({_one_line(error)}); export it again, or dequantise it "
-        "with transformers: AutoModelForCausalLM.from_pretrained(path, "
+        f"model.path={folder}: its {KEY} is not one that is read ({_one_line(error)}); export it again, or "
+        "dequantise it with transformers: AutoModelForCausalLM.from_pretrained(path, "
         "quantization_config=CompressedTensorsConfig(dequantize=True)).save_pretrained(other)"
     )
 
@@ -374,7 +372,7 @@ def _load_cut(
     weights = _cast(_read_weights(folder, WEIGHTS), precision)  # alone: buffers keep theirs, as in the stock classes
     if is_packed(keys):
         try:
-            place(small, quantized_layers(keys[KEY], weights))
+            place(small, quantized_layers(keys, weights))
         except (KeyError, TypeError, ValueError) as error:
             raise _not_read(folder, error) from error
     shapes = {name: weight.shape for name, weight in small.state_dict().items()}

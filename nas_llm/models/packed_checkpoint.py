@@ -2,9 +2,10 @@
 
 A quantised layer's buffers are the tensors of that format (``weight_packed``, ``weight_scale``, ``weight_zero_point``,
 ``weight_shape``), so that a state dict is saved as it is; ``config.json`` gets a ``quantization_config`` that says how
-they are read: integers of 2 to 8 bits, asymmetric, one scale and zero point per group of input channels. Reading them
-back into quantised layers needs no package but this one; the stock loader needs compressed-tensors (extra
-``quantized``).
+they are read: integers of 2, 4 or 8 bits, asymmetric, one scale and zero point per group of input channels. Codes of
+other widths are stored in the next of these, with the same scales and zero points, so that the weights are the same;
+``nas_llm_bits`` keeps their own width for this package. Reading files back into quantised layers needs no package but
+this one; the stock loader needs compressed-tensors (extra ``quantized``).
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nas_llm.models.bit_packing import stored_bits
 from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
+from nas_llm.models.quantized_weight import BITS
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 KEY = "quantization_config"
+BITS_KEY = "nas_llm_bits"  # group of the quantization_config -> bits, where they are fewer than are stored
 PACKED = ".weight_packed"
 _EVERY_LINEAR = "Linear"
 _READ = {"type": "int", "symmetric": False, "strategy": "group", "dynamic": False}  # of a group's weights
 
 
-def quantization_config(model: nn.Module) -> dict[str, Any] | None:
-    """The ``quantization_config`` of a model's ``config.json``; None: it has no quantised layer."""
+def quantization_keys(model: nn.Module) -> dict[str, Any]:
+    """What ``config.json`` says of a model's quantised layers; nothing where it has none."""
     quantized = quantized_modules(model)
     if not quantized:
-        return None
+        return {}
     names: dict[tuple[int, int], list[str]] = {}
     for name, layer in quantized.items():
         names.setdefault((layer.bits, layer.group_size), []).append(name)
@@ -37,14 +41,14 @@ def quantization_config(model: nn.Module) -> dict[str, Any] | None:
     groups = {
         f"group_{number}": {
             "targets": of_group,
-            "weights": {"num_bits": bits, "group_size": group_size, **_READ},
+            "weights": {"num_bits": stored_bits(bits), "group_size": group_size, **_READ},
             "input_activations": None,
             "output_activations": None,
             "format": FORMAT,
         }
         for number, ((bits, group_size), of_group) in enumerate(zip(names, targets, strict=True))
     }
-    return {
+    settings = {
         "quant_method": METHOD,
         "format": FORMAT,
         "quantization_status": "compressed",
@@ -52,6 +56,8 @@ def quantization_config(model: nn.Module) -> dict[str, Any] | None:
         "ignore": others,
         "kv_cache_scheme": None,
     }
+    own = {f"group_{number}": bits for number, (bits, _) in enumerate(names) if bits != stored_bits(bits)}
+    return {KEY: settings, BITS_KEY: own} if own else {KEY: settings}
 
 
 def is_packed(keys: Mapping[str, Any]) -> bool:
@@ -60,25 +66,29 @@ def is_packed(keys: Mapping[str, Any]) -> bool:
     return isinstance(settings, Mapping) and settings.get("quant_method") == METHOD
 
 
-def quantized_layers(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Bits and group size of every layer whose packed codes are among the ``names`` of weights.
+def quantized_layers(keys: Mapping[str, Any], names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Bits and group size of every layer whose packed codes are among the ``names`` of weights, by a ``config.json``.
 
     Raises:
-        ValueError: a scheme that is not asymmetric, group-wise integers of 2 to 8 bits; a layer without one.
+        ValueError: a scheme that is not asymmetric, group-wise integers of 2, 4 or 8 bits; a layer without one.
+        KeyError, TypeError: settings that are none of compressed-tensors.
     """
-    found = {}
+    settings, own, found = keys[KEY], keys.get(BITS_KEY, {}), {}
     for layer in (name.removesuffix(PACKED) for name in names if name.endswith(PACKED)):
-        for group in settings["config_groups"].values():
+        for group_name, group in settings["config_groups"].items():
             if layer not in group["targets"] and _EVERY_LINEAR not in group["targets"]:
                 continue
             weights = group["weights"]
             unread = {key: weights.get(key) for key, value in _READ.items() if weights.get(key) != value}
+            stored, bits = int(weights["num_bits"]), int(own.get(group_name, weights["num_bits"]))
+            if bits not in BITS or stored_bits(bits) != stored:
+                raise ValueError(f"{layer} has {bits} bits, stored in {stored}; read are 2, 4 and 8 bits")
             if unread or group.get("input_activations") or settings["format"] != FORMAT:
                 raise ValueError(
                     f"{layer} is quantised as {settings['format']} with {unread or 'quantised activations'}; read are "
                     f"{FORMAT} weights, asymmetric integers by groups"
                 )
-            found[layer] = (int(weights["num_bits"]), int(weights["group_size"]))
+            found[layer] = (bits, int(weights["group_size"]))
             break
         else:
             raise ValueError(f"{layer} has packed codes, and no group of {KEY} is for it")

@@ -1,12 +1,13 @@
 """A linear layer whose weight is held as packed integers and dequantised where it is used.
 
 A subclass of nn.Linear, so that transformers, peft and the table of families take it for what it is. Its ``weight`` is
-computed, not a parameter: reading it goes on working, writing it is refused or writes a copy. Its buffers have the names
-and the layout of compressed-tensors' ``pack-quantized`` format, so that a state dict of it is a file of that format:
+computed, not a parameter: reading it goes on working, assigning it is refused, writing into it writes a copy. Its
+buffers have the names and the layout of compressed-tensors' ``pack-quantized`` format, so that its state dict is a file
+of that format:
 
-    weight_packed      (out, ceil(in bits / 32)) int32, codes as models/bit_packing.py lays them
+    weight_packed      (out, words) int32, codes as models/bit_packing.py lays them: 2, 4 or 8 bits each
     weight_scale       (out, in / group) floating, cast with the model (``.to(dtype)``); all others stay as they are
-    weight_zero_point  (ceil(out bits / 32), in / group) int32, packed along the outputs
+    weight_zero_point  (words, in / group) int32, packed along the outputs
     weight_shape       (2,) int64: out, in
 
 A forward pass makes the dense weight, multiplies and forgets it; the backward pass makes it again, so that training

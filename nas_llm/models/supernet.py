@@ -191,7 +191,7 @@ class Supernet(nn.Module):
     # ---------------------------------------------------------------- quantised layers
 
     def quantize_module(self, name: str, quantized: QuantizedLinear) -> None:
-        """Puts ``quantized`` in the place of the linear layer ``name`` of the model, whose shape it has.
+        """Puts ``quantized`` in the place of the linear layer ``name`` of the model, whose shape it has, and empties it.
 
         From then on no sub-network may cut that weight: :meth:`activate` and :meth:`sort` refuse it.
         """
@@ -201,6 +201,7 @@ class Supernet(nn.Module):
         quantized.train(before.training)
         parent, _, child = name.rpartition(".")
         setattr(self.model.get_submodule(parent), child, quantized)
+        before._parameters.clear()  # its memory goes now, whoever still names the layer
         for modules in (self._shared, *self._in_layer):
             modules[:] = [quantized if module is before else module for module in modules]  # type: ignore[misc]
 
@@ -218,7 +219,9 @@ class Supernet(nn.Module):
                 sizes = {"hidden": architecture.hidden} if choice is None else sizes_of(architecture.hidden, choice)
                 layouts = module.elastic_layouts["weight"]
                 if any(dimension.size(full) != dimension.size(sizes) for dimension in layouts):
-                    cut = ", ".join(f"{axis} {size} of {full[axis]}" for axis, size in sizes.items() if size != full[axis])
+                    cut = ", ".join(
+                        f"{axis} {size} of {full[axis]}" for axis, size in sizes.items() if size != full[axis]
+                    )
                     raise ValueError(
                         f"{self._name_of(module)} is quantised, so that no sub-network may cut it; this architecture "
                         f"has {cut}: search depth (and ranks of adapters) alone, search_space=depth_only, or "
@@ -454,8 +457,7 @@ def _layouts(name: str, module: nn.Module, row: Row, full: Sizes) -> Layouts:
     for parameter_name, shape in _weight_shapes(module).items():
         rows: Row = weight if parameter_name == "weight" else row[:1]
         layout = tuple(
-            Fixed(size) if dimension is None else dimension
-            for dimension, size in zip(rows, shape, strict=True)
+            Fixed(size) if dimension is None else dimension for dimension, size in zip(rows, shape, strict=True)
         )
         expected = tuple(dimension.size(full) for dimension in layout)
         if expected != shape:
