@@ -1,8 +1,8 @@
 """Small integers in 32-bit words: the layout of compressed-tensors' ``pack-quantized`` files.
 
-A value takes 2, 4 or 8 bits of a word, the first one the lowest: sixteen, eight or four a word (four, two or one a byte).
-Integers of 3 bits are stored in 4, those of 5 to 7 bits in 8: these widths alone lie the same way in every version of
-the format and in the runtimes that read it. A row ends on a whole word.
+A value takes 2, 4 or 8 bits of a word, the first one the lowest: sixteen, eight or four a word, four, two or one a
+byte. Integers of 3 bits are stored in 4, those of 5 to 7 bits in 8: the three widths alone lie the same way in every
+version of the format and in the runtimes that read it. A row ends on a whole word.
 """
 
 from __future__ import annotations

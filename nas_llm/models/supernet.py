@@ -191,9 +191,10 @@ class Supernet(nn.Module):
     # ---------------------------------------------------------------- quantised layers
 
     def quantize_module(self, name: str, quantized: QuantizedLinear) -> None:
-        """Puts ``quantized`` in the place of the linear layer ``name`` of the model, whose shape it has, and empties it.
+        """Puts ``quantized`` in the place of the linear layer ``name`` of the model, whose shape it has.
 
-        From then on no sub-network may cut that weight: :meth:`activate` and :meth:`sort` refuse it.
+        The dense layer is emptied. No sub-network may cut that weight from then on: :meth:`activate` and :meth:`sort`
+        refuse it.
         """
         before: Any = self.model.get_submodule(name)
         assert (before.in_features, before.out_features) == (quantized.in_features, quantized.out_features)

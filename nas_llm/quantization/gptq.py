@@ -6,8 +6,8 @@ Columns of W (out, in) are rounded one after the other; each one's error is made
     w_F <- w_F - (w_j - w~_j) / [H_F^-1]_jj * [H_F^-1]_j,      H = 2 X X^T + damping
 
 (equation 2), X (in, tokens) what the layer reads once the blocks before it are quantised. With the upper Cholesky
-factor U of the whole inverse Hessian, H^-1 = U^T U, the row U_jj U_j is [H_F^-1]_j for every j, the same for all rows of
-W. Errors are passed on inside a block of columns at once, to those behind it when it is done (lazy batches).
+factor U of the whole inverse Hessian, H^-1 = U^T U, the row U_jj U_j is [H_F^-1]_j for every j, and the same for all
+rows of W. Errors are passed on inside a block of columns at once, to those behind it when it is done (lazy batches).
 
 A group's grid is made of its weights as they are when its first column is reached. With ``act_order`` columns go by
 falling [X X^T]_jj instead, and every group's grid is made beforehand of the weights as they were: groups stay
