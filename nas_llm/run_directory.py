@@ -23,6 +23,8 @@ LOCK_FILE = ".lock"
 RESULTS_FILE = "results.json"
 FINGERPRINTS_FILE = "fingerprints.json"
 IMPORTANCE_FILE = "importance.safetensors"
+QUANTIZATION_FILE = "quantization.json"
+QUANTIZED_WEIGHTS_FILE = "quantization.safetensors"
 OUTPUTS = (
     "checkpoints",
     "supernet",
@@ -36,6 +38,8 @@ START_FILES = (
     FINGERPRINTS_FILE,
     IMPORTANCE_FILE,
     "importance_scores.png",
+    QUANTIZATION_FILE,
+    QUANTIZED_WEIGHTS_FILE,
     "search_space.json",
     "sampling_grid.json",
     "logs",

@@ -97,7 +97,7 @@ def test_gptq_keeps_exact_zeros_unless_told_otherwise(act_order: bool) -> None:
     nearest = rounded(weight, 4, 16).dequantized()
     assert output_error(weight, found, hessian) < output_error(weight, nearest, hessian)
     free = GPTQ(4, 16, act_order=act_order, keep_zeros=False).quantize(weight, hessian).dequantized()
-    assert int((free[weight == 0] != 0).sum()) > 50
+    assert int((free[weight == 0] != 0).sum()) > 20
 
 
 def test_channels_that_are_never_active_are_rounded_to_the_nearest() -> None:
@@ -228,7 +228,7 @@ def test_what_cannot_be_quantised_is_one_line_and_changes_nothing(method) -> Non
     line = refused(method(4, 8, targets=["q_prj"]), build("llama"))
     assert "quantization.targets=[q_prj]: q_prj is no linear layer; allowed are q_proj, k_proj" in line
     assert "quantization.targets=[]: nothing is no linear layer" in refused(method(4, 8, targets=[]), build("llama"))
-    assert "this family has no linear layers" in refused(method(4, 8), build("gpt2")) or method is None
+    assert "the blocks of a gpt2 hold no linear layers (nn.Linear)" in refused(method(4, 8), build("gpt2"))
     twice = build("llama")
     RoundToNearest(4, 8, targets=["up_proj"])(twice)
     assert "up_proj is quantised already, to 4 bits: set quantization=none" in refused(method(4, 8), twice)

@@ -320,7 +320,7 @@ def test_schemes_that_are_not_read_are_one_line(tmp_path: Path) -> None:
     for key, value, says in (
         ("symmetric", True, "symmetric"),
         ("num_bits", 16, "read are 2, 4 and 8 bits"),
-        ("group_size", 16, "q_proj"),
+        ("group_size", 16, "is of another shape"),
     ):
         changed = copy.deepcopy(whole)
         changed["quantization_config"]["config_groups"]["group_0"]["weights"][key] = value

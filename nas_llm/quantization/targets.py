@@ -31,15 +31,18 @@ def chosen(supernet: Supernet, targets: Targets, group_size: int) -> dict[str, n
     """
     every = _linear(supernet)
     blocks = [m for modules in supernet.layer_modules for m in modules]
-    for target in targets or ():
-        if not any(_matches(name, target) for name in every):
-            raise _no_match(targets, target, every)
     if targets is None:
         found = {name: module for name, module in every.items() if any(module is m for m in blocks)}
+        if not found:
+            raise ValueError(
+                f"quantization: the blocks of a {supernet.family} hold no linear layers (nn.Linear) to quantise: set "
+                "quantization=none"
+            )
     else:
+        for target in targets or ("",):
+            if not any(_matches(name, target) for name in every):
+                raise _no_match(targets, target, every)
         found = {name: m for name, m in every.items() if any(_matches(name, target) for target in targets)}
-    if not found:
-        raise _no_match(targets, "nothing", every)
     for name, module in found.items():
         _refuse(supernet, name, module, group_size)
     return found
@@ -78,14 +81,12 @@ def _refuse(supernet: Supernet, name: str, module: nn.Linear, group_size: int) -
         )
 
 
-def _no_match(targets: Targets, target: str, every: dict[str, nn.Linear]) -> ValueError:
-    shown = "null" if targets is None else f"[{','.join(targets)}]"
-    if not every:
-        return ValueError(f"quantization.targets={shown}: this family has no linear layers (nn.Linear) to quantise")
+def _no_match(targets: Sequence[str], target: str, every: dict[str, nn.Linear]) -> ValueError:
     ends = dict.fromkeys(name.rpartition(".")[2] for name in every)
     return ValueError(
-        f"quantization.targets={shown}: {target or 'an empty name'} is no linear layer; allowed are {', '.join(ends)}, "
-        f"longer ends of names as {next(iter(every))}, or quantization.targets=null for all of the blocks"
+        f"quantization.targets=[{','.join(targets)}]: {target or 'nothing'} is no linear layer; allowed are "
+        f"{', '.join(ends)}, longer ends of names as {next(iter(every), 'none')}, or quantization.targets=null for all "
+        "of the blocks"
     )
 
 
