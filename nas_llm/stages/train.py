@@ -17,7 +17,7 @@ from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
 from nas_llm.lightning.pareto_search import ParetoSearch, to_export
-from nas_llm.lightning.preparation import sort_by_importance
+from nas_llm.lightning.preparation import sort_by_importance, sparsify
 from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
@@ -29,6 +29,7 @@ from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
+from nas_llm.sparsity.targets import chosen
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
@@ -40,6 +41,7 @@ READS = (
     "data",
     "search_space",
     "importance",
+    "sparsity",
     "sampler",
     "distillation",
     "hidden_matching",
@@ -58,7 +60,7 @@ VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first t
 
 
 def main(cfg: DictConfig) -> None:
-    """Load, sort, train, search, export, report; with `ckpt_path` from where the run was left."""
+    """Load, sort, make sparse, train, search, export, report; with `ckpt_path` from where the run was left."""
     with quiet():
         _main(cfg, Path(cfg.run_dir))
 
@@ -79,6 +81,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
     refuse_mismatch(run_dir, identity(cfg, network, space, data))
+    sparsify(supernet, build(cfg.sparsity), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
     search = make_search(cfg, supernet, space, data, tokenizer, run_dir)
     if search is not None:
         measure(search.objectives, supernet, space.smallest())  # refuses now what it would refuse after training
@@ -99,6 +102,9 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
     for node in (cfg.importance, cfg.distillation, cfg.hidden_matching):
         build(node)
+    sparsity = build(cfg.sparsity)
+    if sparsity is not None:
+        chosen(supernet, sparsity)
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
@@ -147,6 +153,7 @@ def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, da
         "search_space": space.to_dict(),
         "data": data.fingerprint,
         "importance": OmegaConf.to_container(cfg.importance, resolve=True),
+        "sparsity": OmegaConf.to_container(cfg.sparsity, resolve=True),
     }
 
 
