@@ -9,7 +9,7 @@ kept blocks with contiguous cache indices, and the configuration of the small mo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -206,15 +206,18 @@ class Supernet(nn.Module):
         for modules in (self._shared, *self._in_layer):
             modules[:] = [quantized if module is before else module for module in modules]  # type: ignore[misc]
 
-    def refuse_cut(self, architecture: Architecture) -> None:
+    def refuse_cut(self, architecture: Architecture, modules: Iterable[nn.Module] | None = None) -> None:
         """Refuses an architecture that would cut a quantised weight: its groups and packed codes are whole.
+
+        ``modules`` are those that are to be quantised; None: those that are.
 
         Raises:
             ValueError: naming the weight and the axes that are cut.
         """
+        named = None if modules is None else set(modules)
         for choice in (None, *architecture.layers):
             for module in self._shared if choice is None else self._in_layer[choice.index]:
-                if not isinstance(module, QuantizedLinear):
+                if module not in named if named is not None else not isinstance(module, QuantizedLinear):
                     continue
                 full = module.elastic_full
                 sizes = {"hidden": architecture.hidden} if choice is None else sizes_of(architecture.hidden, choice)

@@ -28,7 +28,7 @@ from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.quantized_weight import QuantizedWeight, grid, round_to_codes
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.report import LayerReport, QuantizationReport
-from nas_llm.quantization.targets import Targets, chosen, refuse_settings
+from nas_llm.quantization.targets import Targets, layers_to_quantize, refuse_settings
 
 if TYPE_CHECKING:
     from nas_llm.quantization import Batches
@@ -63,7 +63,7 @@ class GPTQ:
     @torch.no_grad()
     def __call__(self, supernet: Supernet, batches: Batches) -> QuantizationReport:
         """Raises as :class:`nas_llm.quantization.Quantization`."""
-        modules = chosen(supernet, self.targets, self.group_size)
+        modules = layers_to_quantize(supernet, self.targets, self.group_size)
         self._refuse_outside(supernet, modules)
         names, found = set(modules), {}
         modules.clear()  # a layer's dense weight goes when the layer is replaced

@@ -16,7 +16,7 @@ from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.quantized_weight import QuantizedWeight, grid, round_to_codes
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.report import LayerReport, QuantizationReport
-from nas_llm.quantization.targets import Targets, chosen, refuse_settings
+from nas_llm.quantization.targets import Targets, layers_to_quantize, refuse_settings
 
 if TYPE_CHECKING:
     from nas_llm.quantization import Batches
@@ -41,7 +41,7 @@ class RoundToNearest:
     def __call__(self, supernet: Supernet, batches: Batches = ()) -> QuantizationReport:
         """Raises as :class:`nas_llm.quantization.Quantization`; ``batches`` are not looked at."""
         found = {}
-        for name, module in chosen(supernet, self.targets, self.group_size).items():
+        for name, module in layers_to_quantize(supernet, self.targets, self.group_size).items():
             weight = module.weight.detach()
             layer = QuantizedLinear.of(rounded(weight, self.bits, self.group_size), module.bias)
             found[name] = LayerReport.of(weight, layer)

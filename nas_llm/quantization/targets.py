@@ -23,7 +23,7 @@ def refuse_settings(bits: int, group_size: int) -> None:
         raise ValueError(f"quantization.group_size={group_size}: allowed is 1 or more, as quantization.group_size=128")
 
 
-def chosen(supernet: Supernet, targets: Targets, group_size: int) -> dict[str, nn.Linear]:
+def layers_to_quantize(supernet: Supernet, targets: Targets, group_size: int) -> dict[str, nn.Linear]:
     """The layers that are quantised, by their names in the model and in its order.
 
     Raises:
