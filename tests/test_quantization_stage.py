@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors import safe_open
 from test_train_stage import arguments, base  # noqa: F401  (base: a fixture)

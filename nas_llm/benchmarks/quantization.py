@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -88,8 +89,8 @@ class QuantizationBenchmark:
         return self.threads or torch.get_num_threads()
 
     def _measure(self) -> dict[str, float]:
-        numbers = (self._threads, self.layers, self.hidden, self.ffn, self.records, self.sequence_length)
-        numbers += (self.bits, self.group_size)
+        sizes = [self._threads, self.layers, self.hidden, self.ffn, self.records, self.sequence_length]
+        numbers = [*sizes, self.bits, self.group_size]
         command = [sys.executable, "-m", "nas_llm.benchmarks.quantization", *map(str, numbers)]
         root = Path(nas_llm.__file__).parent.parent
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
@@ -102,9 +103,13 @@ def main(
     torch.set_num_threads(threads)
     heads = max(hidden // 64, 1)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        VOCABULARY, hidden, ffn, layers, heads, head_dim=hidden // heads, max_position_embeddings=length
-    )
+    shape: dict[str, Any] = {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "vocab_size": VOCABULARY,
+    }
+    config = LlamaConfig(**shape, num_attention_heads=heads, max_position_embeddings=length)
     supernet = Supernet(LlamaForCausalLM(config))
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randint(VOCABULARY, (1, length), generator=generator) for _ in range(records)]

@@ -294,9 +294,9 @@ def _load_packed(
     for key in {KEY, BITS_KEY} & keys.keys():
         delattr(config, key)
     weights = _read_weights(folder, "*.safetensors")
-    if precision == "auto":
-        precision = config.dtype or torch.float32
-    weights = _cast(weights, precision)
+    own: torch.dtype = config.dtype or torch.float32
+    dtype = precision if isinstance(precision, torch.dtype) else own
+    weights = _cast(weights, dtype)
     try:
         layers = quantized_layers(keys, weights)
     except (KeyError, TypeError, ValueError) as error:
@@ -304,14 +304,14 @@ def _load_packed(
     packed = {name: weight for name, weight in weights.items() if name.rpartition(".")[0] in layers}
     dense = {name: weight for name, weight in weights.items() if name not in packed or name.endswith(".bias")}
     for name in layers:  # no memory: one number, seen as a whole weight
-        dense[f"{name}.weight"] = torch.zeros((), dtype=precision).expand(*weights[f"{name}.weight_shape"].tolist())
+        dense[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(*weights[f"{name}.weight_shape"].tolist())
     optional = {"attn_implementation": attn_implementation} if attn_implementation else {}
     model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
     model, found = model_class.from_pretrained(
         None,
         config=config,
         state_dict=dense,
-        dtype=precision,
+        dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         **optional,
