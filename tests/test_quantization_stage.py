@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
+from test_block_walk import calibration
+from test_families import batch, build, logits_of
 from test_train_stage import arguments, base  # noqa: F401  (base: a fixture)
 
 from nas_llm import cli
+from nas_llm.lightning.preparation import quantize
 from nas_llm.models.loading import from_pretrained
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.quantization.gptq import GPTQ
+from nas_llm.quantization.rtn import RoundToNearest
 from nas_llm.run_directory import read_json
 
 SETTINGS = ("quantization.group_size=16", "search_space=depth_only", "trainer.max_steps=0", "scheduler=none")
@@ -23,11 +27,7 @@ def command(base: Path, run_dir: Path, *more: str) -> list[str]:  # noqa: F811
     return [argument for argument in given if argument != "search_space.steps=4"]
 
 
-def codes(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: layer.quantized.codes for name, layer in quantized_modules(from_pretrained(folder)).items()}
-
-
-def test_a_sparse_network_is_quantised_searched_and_exported_packed(base, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_sparse_network_is_quantised_searched_and_exported_packed(base, tmp_path, capsys):  # noqa: F811
     run_dir = tmp_path / "run"
     sparse = ["sparsity=wanda", "sparsity.sparsity=0.5", "quantization=gptq"]
     assert cli.run(command(base, run_dir, *sparse)) == 0
@@ -46,17 +46,38 @@ def test_a_sparse_network_is_quantised_searched_and_exported_packed(base, tmp_pa
         with safe_open(run_dir / "sparsity.safetensors", "pt") as held:
             for name, layer in quantized_modules(from_pretrained(run_dir / "supernet")).items():
                 assert torch.equal(layer.weight == 0, (held.get_tensor(name) == 0) | (layer.weight == 0))
-    before = codes(run_dir / "supernet")
 
-    def never(self, supernet, batches):
-        raise AssertionError("a resumed run quantises nothing again")
 
-    monkeypatch.setattr(GPTQ, "__call__", never)
-    shutil.rmtree(run_dir / "supernet")
-    assert cli.run([*command(base, run_dir, *sparse), "ckpt_path=last"]) == 0
-    after = codes(run_dir / "supernet")
-    assert before.keys() == after.keys()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+class Never(RoundToNearest):
+    """What a resumed run must not call."""
+
+    def __call__(self, supernet, batches=()):
+        raise AssertionError("quantised again")
+
+
+def test_a_resumed_run_takes_the_layers_of_the_run_and_quantises_nothing_again(tmp_path, capsys):
+    def batches():
+        return calibration()
+
+    first, again = build("gpt_neox"), build("gpt_neox")
+    quantize(first, GPTQ(3, 8), batches, tmp_path, resumes=False)
+    assert "in 3 bits" in capsys.readouterr().out
+    quantize(again, Never(3, 8), batches, tmp_path, resumes=True)
+    assert capsys.readouterr().out == ""
+    layers, restored = quantized_modules(first.model), quantized_modules(again.model)
+    assert layers.keys() == restored.keys()
+    for name, layer in layers.items():
+        assert torch.equal(layer.quantized.codes, restored[name].quantized.codes)
+        assert (layer.bits, layer.group_size) == (restored[name].bits, restored[name].group_size)
+    assert torch.equal(logits_of(first.model, batch()), logits_of(again.model, batch()))
+    assert again.num_parameters(again.largest()) == first.num_parameters(first.largest())
+    quantize(build("gpt_neox"), None, batches, tmp_path, resumes=True)
+    for other, says in ((build("llama"), "is of another network"), (build("gpt_neox"), "is damaged")):
+        if says == "is damaged":
+            (tmp_path / "quantization.safetensors").write_bytes(b"torn")
+        with pytest.raises(ValueError, match=f"quantization.safetensors {says}.*start a new run with another run_dir="):
+            quantize(other, Never(3, 8), batches, tmp_path, resumes=True)
+        assert not quantized_modules(other.model)
 
 
 def test_what_the_network_cannot_have_is_one_line_and_leaves_nothing(base, tmp_path, capsys):  # noqa: F811
@@ -78,10 +99,7 @@ def test_what_the_network_cannot_have_is_one_line_and_leaves_nothing(base, tmp_p
 
 def test_a_quantised_network_is_searched_and_not_trained_or_quantised_again(base, tmp_path, capsys):  # noqa: F811
     run_dir = tmp_path / "run"
-    assert cli.run([*command(base, run_dir, "quantization=rtn", "search=none")[:-1], "search=none"]) in (0, 2)
-    capsys.readouterr()
     first = [a for a in command(base, run_dir, "quantization=rtn", "search=none") if not a.startswith("search.")]
-    shutil.rmtree(run_dir, ignore_errors=True)
     assert cli.run(first) == 0
     model = f"model.path={run_dir / 'supernet'}"
     capsys.readouterr()
@@ -90,6 +108,7 @@ def test_a_quantised_network_is_searched_and_not_trained_or_quantised_again(base
     assert "is quantised, so that its weights cannot be trained: add trainer.max_steps=0" in capsys.readouterr().err
     assert cli.run(command(base, tmp_path / "two", model, "quantization=rtn")) == 2
     assert "is quantised already, to 4 bits" in capsys.readouterr().err
-    assert cli.run(command(base, tmp_path / "two", model, "quantization=none", "sparsity=magnitude")) == 2
+    sparse = command(base, tmp_path / "two", model, "sparsity=magnitude")
+    assert cli.run([a for a in sparse if not a.startswith("quantization.")]) == 2
     assert "is quantised, so that its weights are no longer changed" in capsys.readouterr().err
     assert not (tmp_path / "two").exists()
