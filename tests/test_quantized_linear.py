@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from test_families import batch, build, logits_of
 from torch import nn
 
@@ -330,6 +331,13 @@ def test_schemes_that_are_not_read_are_one_line(tmp_path: Path) -> None:
         ) as e:
             from_pretrained(tmp_path / "m")
         assert "\n" not in str(e.value)
+    file.write_text(json.dumps(whole))
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    other = {name: value for name, value in weights.items() if not name.endswith("weight_packed")}
+    save_file(other, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="none of its weights are packed"):
+        from_pretrained(tmp_path / "m")
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     changed = copy.deepcopy(whole)
     del changed["quantization_config"]["config_groups"]
     file.write_text(json.dumps(changed))

@@ -96,7 +96,7 @@ def from_pretrained(
         family_of(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
     except (OSError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"model.path={path}: its config.json is not supported ({_one_line(error)})") from error
-    if is_packed(keys):
+    if is_packed(keys) and Path(path).is_dir():
         return _load_packed(Path(path), keys, precision, attn_implementation)
     optional = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
@@ -293,7 +293,7 @@ def _load_packed(
     config = AutoConfig.from_pretrained(folder)
     for key in {KEY, BITS_KEY} & keys.keys():
         delattr(config, key)
-    weights = _read_weights(folder, "*.safetensors")
+    weights = _read_weights(folder, "model*.safetensors")  # one or several; the order of axes is not theirs
     own: torch.dtype = config.dtype or torch.float32
     dtype = precision if isinstance(precision, torch.dtype) else own
     weights = _cast(weights, dtype)

@@ -92,6 +92,8 @@ def quantized_layers(keys: Mapping[str, Any], names: Iterable[str]) -> dict[str,
             break
         else:
             raise ValueError(f"{layer} has packed codes, and no group of {KEY} is for it")
+    if not found:
+        raise ValueError(f"none of its weights are packed; read is the format {FORMAT}")
     return found
 
 
