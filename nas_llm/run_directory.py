@@ -25,6 +25,8 @@ FINGERPRINTS_FILE = "fingerprints.json"
 IMPORTANCE_FILE = "importance.safetensors"
 SPARSITY_FILE = "sparsity.json"
 SPARSE_WEIGHTS_FILE = "sparsity.safetensors"
+QUANTIZATION_FILE = "quantization.json"
+QUANTIZED_WEIGHTS_FILE = "quantization.safetensors"
 OUTPUTS = (
     "checkpoints",
     "supernet",
@@ -40,6 +42,8 @@ START_FILES = (
     "importance_scores.png",
     SPARSITY_FILE,
     SPARSE_WEIGHTS_FILE,
+    QUANTIZATION_FILE,
+    QUANTIZED_WEIGHTS_FILE,
     "search_space.json",
     "sampling_grid.json",
     "logs",

@@ -8,6 +8,7 @@ import torch
 from nas_llm import cli
 from nas_llm.benchmarks.distillation import DistillationBenchmark
 from nas_llm.benchmarks.losses import Problem, plain, recomputed, recorded
+from nas_llm.benchmarks.quantization import QuantizationBenchmark
 from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark, medians, table
 from nas_llm.benchmarks.sparsifying import WAYS
 from nas_llm.benchmarks.sparsity import SparsityBenchmark
@@ -115,3 +116,19 @@ def test_what_making_a_network_sparse_has_to_hold_is_the_networks_own_arithmetic
     assert {"magnitude", "wanda", "sparsegpt"} < WAYS.keys()
     with pytest.raises(ValueError, match=r"bench\.batches=0"):
         SparsityBenchmark(batches=0)
+
+
+def test_gptqs_memory_is_measured_in_a_process_of_its_own(monkeypatch):
+    bench = QuantizationBenchmark(1, 1, layers=2, hidden=64, ffn=96, records=2, sequence_length=8, group_size=32)
+    measured = bench._measure()
+    assert 0 <= measured["peak_mib"] - measured["before_mib"] < 500
+    assert measured["model_mib"] == pytest.approx(4 * (2 * 64 * (4 * 64 + 3 * 96 + 2) + 64 * 2001) / 2**20)
+    assert bench.block_mib == 4 * (4 * 64**2 + 3 * 64 * 96 + 3 * 64**2 + 96**2) / 2**20
+    peaks = [5.0, 3.0, 4.0]
+    monkeypatch.setattr(
+        QuantizationBenchmark, "_measure", lambda self: {**measured, "before_mib": 1.0, "peak_mib": peaks.pop()}
+    )
+    (figure,) = QuantizationBenchmark(3, 1)(say=lambda line: None)
+    assert figure.value == pytest.approx(3.0 / QuantizationBenchmark(3, 1).block_mib)
+    with pytest.raises(ValueError, match=r"bench\.layers=0"):
+        QuantizationBenchmark(layers=0)

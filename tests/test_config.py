@@ -21,6 +21,7 @@ PARTNERS = {  # what an option cannot do without
         f"sparsity={method}": ["trainer.max_steps=0", "scheduler=none"]
         for method in ("magnitude", "wanda", "sparsegpt")
     },
+    **{f"quantization={method}": ["trainer.max_steps=0", "scheduler=none"] for method in ("rtn", "gptq")},
 }
 
 
@@ -178,6 +179,15 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("sparsity=magnitude sparsity.sparsity=null", "set sparsity.sparsity=0.5, or sparsity.pattern=2:4"),
         ("sparsity=magnitude sparsity.sparsity=null sparsity.pattern=4:4", "sparsity.pattern=4:4: allowed is N:M"),
         ("sparsity=sparsegpt sparsity.damping=-1", "sparsity.damping=-1"),
+        (
+            "quantization=gptq",
+            "quantization=GPTQ cannot take effect where all weights are trained ... trainer.max_steps=0 ... =none",
+        ),
+        ("quantization=rtn quantization.bits=9", "quantization.bits=9: allowed are 2 to 8 bits"),
+        ("quantization=rtn quantization.group_size=0", "quantization.group_size=0: allowed is 1 or more"),
+        ("quantization=gptq quantization.damping=-1", "quantization.damping=-1: allowed is 0 or more"),
+        ("quantization=rtn quantization.damping=0.1", "quantization.damping=0.1 is not known"),
+        ("quantization=gtpq", "quantization=gtpq is not known: did you mean quantization=gptq?"),
         ("sparsity=wanda sparsity.block_size=8", "sparsity.block_size=8 is not known"),
         ("sparsity=wanda sparsity.targets=q_proj", "sparsity.targets=q_proj is not allowed: it must be a list of text"),
         ("sparsity=wnda", "sparsity=wnda is not known: did you mean sparsity=wanda?"),

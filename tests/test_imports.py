@@ -55,7 +55,8 @@ ALLOWED["importance"] |= {
     "evaluation",
 }  # the loss that it differentiates, and that a block's removal costs
 ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
-ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives", "sparsity"}
+ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
+ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors"}
 ALLOWED["launch"] = FILES | {"stages", "stage_reads", "config", "config_effects", "config_errors"}
 ALLOWED["launch"] |= {"overrides", "reporting"}

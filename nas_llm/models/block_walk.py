@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nas_llm.architecture import Architecture
 from nas_llm.models.modes import evaluating
+from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
 
 Batch = Mapping[str, Tensor]
@@ -56,7 +57,16 @@ class Projection:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The weight as the module stores it: (out, in); a Conv1D's is (in, out)."""
+        """The weight as the module stores it: (out, in); a Conv1D's is (in, out).
+
+        Raises:
+            ValueError: it is quantised.
+        """
+        if isinstance(self.module, QuantizedLinear):
+            raise ValueError(
+                f"{self.name} is quantised, so that its weights are no longer changed: set model.path to the network "
+                "before it was quantised, or sparsity=none"
+            )
         weight = self.module._parameters["weight"]
         assert weight is not None
         return weight

@@ -100,10 +100,11 @@ class Costs:
 def _weights(modules: Sequence[ElasticModule], seen: set[int]) -> Weights:
     found = []
     for module in modules:
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found.append(module.elastic_layouts[name])
+        for name, layout in module.elastic_layouts.items():
+            weight = id(module._parameters.get(name, module))  # that of a quantised layer is no parameter, and not tied
+            if weight not in seen:
+                seen.add(weight)
+                found.append(layout)
     return tuple(found)
 
 

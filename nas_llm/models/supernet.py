@@ -9,7 +9,7 @@ kept blocks with contiguous cache indices, and the configuration of the small mo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.models.attached import Attached, with_ranks
-from nas_llm.models.axes import Fixed, Sizes, rank_sizes, reorder, sizes_of
+from nas_llm.models.axes import Fixed, Orders, Sizes, rank_sizes, reorder, sizes_of
 from nas_llm.models.counting import Costs
 from nas_llm.models.elastic import ElasticModule, Layouts, active_parameters, make_elastic, make_plain
 from nas_llm.models.families import Row, family_of
 from nas_llm.models.order import Order, read_order, write_order
+from nas_llm.models.quantized_linear import QuantizedLinear
 
 _ABSENT = object()
 Undo = list[Callable[[], None]]
@@ -221,8 +222,12 @@ class Supernet(nn.Module):
         return self._base_costs.macs(architecture.without_ranks, batch_size, sequence_length)
 
     def weight_bytes(self, architecture: Architecture) -> int:
-        """Bytes of the extracted model's weights in the precision they have now."""
-        return self.num_parameters(architecture) * self.model.dtype.itemsize
+        """Bytes of the extracted model's weights in the precision they have now, packed where they are quantised."""
+        itemsize, kept = self.model.dtype.itemsize, {layer.index for layer in architecture.layers}
+        modules = [self._shared, *(layer for index, layer in enumerate(self._in_layer) if index in kept)]
+        packed = [m for layer in modules for m in layer if isinstance(m, QuantizedLinear)]
+        saved = sum(module.num_weights * itemsize - module.weight_bytes for module in packed)
+        return self.num_parameters(architecture) * itemsize - saved
 
     def kv_cache_bytes(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
         """Bytes of a full key/value cache in the model's precision. Raises as :meth:`macs`."""
@@ -230,6 +235,53 @@ class Supernet(nn.Module):
         architecture.refuse_misfit(self._full)
         units = sum(2 * layer.kv_groups * layer.head_dim for layer in architecture.layers)
         return units * batch_size * sequence_length * self.model.dtype.itemsize
+
+    # ---------------------------------------------------------------- quantised layers
+
+    def quantize_module(self, name: str, quantized: QuantizedLinear) -> None:
+        """Puts ``quantized`` in the place of the linear layer ``name`` of the model, whose shape it has.
+
+        The dense layer is emptied. No sub-network may cut that weight from then on: :meth:`activate` and :meth:`sort`
+        refuse it.
+        """
+        before: Any = self.model.get_submodule(name)
+        assert (before.in_features, before.out_features) == (quantized.in_features, quantized.out_features)
+        make_elastic(quantized, before.elastic_layouts, before.elastic_full)
+        quantized.train(before.training)
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, quantized)
+        before._parameters.clear()  # its memory goes now, whoever still names the layer
+        for modules in (self._shared, *self._in_layer):
+            modules[:] = [quantized if module is before else module for module in modules]  # type: ignore[misc]
+
+    def refuse_cut(self, architecture: Architecture, modules: Iterable[nn.Module] | None = None) -> None:
+        """Refuses an architecture that would cut a quantised weight: its groups and packed codes are whole.
+
+        ``modules`` are those that are to be quantised; None: those that are.
+
+        Raises:
+            ValueError: naming the weight and the axes that are cut.
+        """
+        named = None if modules is None else set(modules)
+        for choice in (None, *architecture.layers):
+            for module in self._shared if choice is None else self._in_layer[choice.index]:
+                if module not in named if named is not None else not isinstance(module, QuantizedLinear):
+                    continue
+                full = module.elastic_full
+                sizes = {"hidden": architecture.hidden} if choice is None else sizes_of(architecture.hidden, choice)
+                layouts = module.elastic_layouts["weight"]
+                if any(dimension.size(full) != dimension.size(sizes) for dimension in layouts):
+                    cut = ", ".join(
+                        f"{axis} {size} of {full[axis]}" for axis, size in sizes.items() if size != full[axis]
+                    )
+                    raise ValueError(
+                        f"{self._name_of(module)} is quantised, so that no sub-network may cut it; this architecture "
+                        f"has {cut}: search depth (and ranks of adapters) alone, search_space=depth_only, or "
+                        "quantization=none"
+                    )
+
+    def _name_of(self, module: nn.Module) -> str:
+        return next(name for name, found in self.model.named_modules() if found is module)
 
     # ---------------------------------------------------------------- sorting
 
@@ -241,19 +293,35 @@ class Supernet(nn.Module):
         per group), ``layers.{i}.ffn`` (ffn,), ``layers`` (depth,) for the order in which layers are kept.
 
         Raises:
-            ValueError: an unknown key, a wrong shape, or scores that are not finite; nothing has been permuted then.
+            ValueError: an unknown key, a wrong shape, scores that are not finite, or an axis of a quantised weight;
+                nothing has been permuted then.
         """
         order = Order.by_importance(importance, self._full)
+        self._refuse_permuted(order)
         self._permute(order)
         self._order = self._order.then(order)
 
-    def _permute(self, order: Order) -> None:
-        done: set[int] = set()
+    def _refuse_permuted(self, order: Order) -> None:
+        for module, orders in self._with_orders(order):
+            if not isinstance(module, QuantizedLinear):
+                continue
+            for dimension in module.elastic_layouts["weight"]:
+                places = dimension.order(module.elastic_full, orders)
+                if not torch.equal(places.cpu(), torch.arange(len(places))):
+                    raise ValueError(
+                        f"{self._name_of(module)} is quantised, so that its channels cannot be sorted: sort before "
+                        "quantising, or order the layers alone, importance=block or importance=none"
+                    )
+
+    def _with_orders(self, order: Order) -> list[tuple[ElasticModule, Orders]]:
         modules = [(module, order.shared()) for module in self._shared]
         modules += [(module, order.of_layer(i)) for i, layer in enumerate(self._in_layer) for module in layer]
         modules += [(module, order.shared()) for module in self._attached_to(None)]
-        modules += [(m, order.of_layer(i)) for i in range(len(self._blocks)) for m in self._attached_to(i)]
-        for module, orders in modules:
+        return modules + [(m, order.of_layer(i)) for i in range(len(self._blocks)) for m in self._attached_to(i)]
+
+    def _permute(self, order: Order) -> None:
+        done: set[int] = set()
+        for module, orders in self._with_orders(order):
             for name, parameter in module._parameters.items():
                 if parameter is None or id(parameter) in done:
                     continue
@@ -309,7 +377,7 @@ class Supernet(nn.Module):
         self._in_layer = [[] for _ in self._blocks]
         found: list[tuple[nn.Module, Layouts, Sizes, list[ElasticModule]]] = []
         for name, module in self.model.named_modules():
-            if not any(parameter is not None for parameter in module._parameters.values()):
+            if not _weight_shapes(module):
                 continue
             if name.startswith(prefix):
                 index, _, inside = name[len(prefix) :].partition(".")
@@ -329,6 +397,7 @@ class Supernet(nn.Module):
     def _refuse_misfit(self, architecture: Architecture) -> None:
         full = self._full
         architecture.refuse_misfit(full)
+        self.refuse_cut(architecture)
         head_dims = {layer.head_dim for layer in architecture.layers}
         if head_dims != {full.layers[0].head_dim}:
             if "head_dim" not in self.elastic_axes:
@@ -438,24 +507,29 @@ def _refuse_headless(model: PreTrainedModel) -> None:
         )
 
 
+def _weight_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of a module by name; that of a quantised layer is no parameter."""
+    shapes = {name: tuple(value.shape) for name, value in module._parameters.items() if value is not None}
+    if isinstance(module, QuantizedLinear):
+        return {"weight": (module.out_features, module.in_features), **shapes}
+    return shapes
+
+
 def _layouts(name: str, module: nn.Module, row: Row, full: Sizes) -> Layouts:
     """Layouts of a module's parameters, checked against their shapes."""
     from transformers.pytorch_utils import Conv1D
 
     weight = tuple(reversed(row)) if isinstance(module, Conv1D) else row
     found: Layouts = {}
-    for parameter_name, parameter in module._parameters.items():
-        if parameter is None:
-            continue
+    for parameter_name, shape in _weight_shapes(module).items():
         rows: Row = weight if parameter_name == "weight" else row[:1]
         layout = tuple(
-            Fixed(size) if dimension is None else dimension
-            for dimension, size in zip(rows, parameter.shape, strict=True)
+            Fixed(size) if dimension is None else dimension for dimension, size in zip(rows, shape, strict=True)
         )
         expected = tuple(dimension.size(full) for dimension in layout)
-        if expected != tuple(parameter.shape):
+        if expected != shape:
             raise ValueError(
-                f"{name}.{parameter_name} has the shape {tuple(parameter.shape)}, the table expects {expected}; "
+                f"{name}.{parameter_name} has the shape {shape}, the table expects {expected}; "
                 "this variant of the family is not supported"
             )
         found[parameter_name] = layout

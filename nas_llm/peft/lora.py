@@ -68,6 +68,10 @@ class Lora:
         Raises:
             ValueError: no matrix to carry them, a rank above a module's size, or adapters are there already.
         """
+        self.add(supernet)
+
+    def add(self, supernet: Supernet) -> None:
+        """Adds peft's plain layers of the same shapes, as long as nothing is trained the same function as any other."""
         targets = self.targets(supernet)
         inject(supernet, targets, self.config(targets), seed=self.seed)
 

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.peft.adapters import base_of, factors, lora_layers, strip
+from nas_llm.peft.qa_sparse_lora import QaSparseLoraLinear
 from nas_llm.peft.sparse_lora import SparseLoraLinear
 
 if TYPE_CHECKING:
@@ -67,7 +69,10 @@ def merge(model: PreTrainedModel) -> Merged:
     before = _probe(model)
     _untie(model)
     for _, layer in layers:
-        layer.merge(safe_merge=True)
+        if isinstance(layer, QaSparseLoraLinear):
+            layer.base_layer = layer.merged_base()
+        else:
+            layer.merge(safe_merge=True)
     strip(model)
     after = _probe(model)
     difference = ((before - after).abs().max() / before.abs().max()).item()
@@ -93,11 +98,18 @@ def mergeable(model: nn.Module) -> bool:
 
 def stock_adapters(model: nn.Module) -> bool:
     """Whether peft's own layers compute what these do."""
-    return not any(isinstance(layer, SparseLoraLinear) for _, layer in lora_layers(model))
+    return not any(isinstance(layer, SparseLoraLinear | QaSparseLoraLinear) for _, layer in lora_layers(model))
 
 
 def refuse_lossy(name: str, layer: LoraLayer) -> None:
-    """Raises ValueError where merging would lose the zeros of a sparse weight."""
+    """Raises ValueError where merging would lose the zeros of a sparse weight, or the codes of a quantised one."""
+    if isinstance(layer, QaSparseLoraLinear):
+        return
+    if isinstance(base_of(layer), QuantizedLinear):
+        raise ValueError(
+            f"{name} is quantised, and the sum of it and a dense adapter has no codes: export them apart, "
+            "export.adapters=separate, or train adapters that are quantised with it, peft=qa_sparse_peft"
+        )
     weight = base_of(layer).weight
     a, b = factors(layer)
     if isinstance(layer, SparseLoraLinear) or not (a.any() and b.any()):
@@ -117,7 +129,7 @@ def _untie(model: PreTrainedModel) -> None:
         shared[id(parameter)] = shared.get(id(parameter), 0) + 1
     for _, layer in lora_layers(model):
         base = base_of(layer)
-        if shared[id(base.weight)] > 1:
+        if not isinstance(base, QuantizedLinear) and shared[id(base.weight)] > 1:
             shared[id(base.weight)] -= 1
             base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=base.weight.requires_grad)
             model.config.tie_word_embeddings = False

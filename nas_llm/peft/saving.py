@@ -62,9 +62,10 @@ def recorded_method(folder: Path) -> Lora:
     Raises:
         ValueError: the file that says so is missing or damaged.
     """
+    from nas_llm.peft.qa_sparse_lora import QaSparseLora
     from nas_llm.peft.sparse_lora import SparseLora
 
-    methods = {method.__name__: method for method in (Lora, SparseLora)}
+    methods = {method.__name__: method for method in (Lora, SparseLora, QaSparseLora)}
     try:
         settings = json.loads((folder / SETTINGS).read_text())
         return methods[settings.pop("method")](**settings)

@@ -133,10 +133,10 @@ def untrained(cfg: DictConfig) -> Supernet:
 
 
 def with_adapters(cfg: DictConfig, supernet: Supernet) -> Supernet:
-    """The super-network, to which the adapters of the configuration have been added; its function stays."""
+    """The super-network, to which plain adapters of the configuration's shapes have been added; its function stays."""
     peft = build(cfg.peft)
     if peft is not None:
-        peft(supernet)
+        peft.add(supernet)
     return supernet
 
 

@@ -18,14 +18,16 @@ from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
 from nas_llm.lightning.pareto_search import ParetoSearch, to_export
-from nas_llm.lightning.preparation import sort_by_importance, sparsify
+from nas_llm.lightning.preparation import quantize, sort_by_importance, sparsify
 from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
 from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
+from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import measure
+from nas_llm.quantization.targets import layers_to_quantize
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
@@ -43,6 +45,7 @@ READS = (
     "search_space",
     "importance",
     "sparsity",
+    "quantization",
     "peft",
     "sampler",
     "distillation",
@@ -62,7 +65,7 @@ VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first t
 
 
 def main(cfg: DictConfig) -> None:
-    """Load, sort, make sparse, train, search, export, report; with `ckpt_path` from where the run was left."""
+    """Load, sort, sparsify, quantise, train, search, export, report; with `ckpt_path` from where the run was left."""
     with quiet():
         _main(cfg, Path(cfg.run_dir))
 
@@ -85,11 +88,14 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
     refuse_mismatch(run_dir, identity(cfg, network, space, data))
     sparsify(supernet, build(cfg.sparsity), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
-    with_adapters(cfg, supernet)  # last: they stand beside the weights as they will stay
+    quantize(supernet, build(cfg.quantization), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
+    peft = build(cfg.peft)
+    if peft is not None:
+        peft(supernet)  # last: adapters stand beside the weights as they will stay
     search = make_search(cfg, supernet, space, data, tokenizer, run_dir)
     if search is not None:
         measure(search.objectives, supernet, space.smallest())  # refuses now what it would refuse after training
-    pareto = ParetoSearch(run_dir, tokenizer, search, peft=build(cfg.peft))
+    pareto = ParetoSearch(run_dir, tokenizer, search, peft=peft)
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
     module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
     with one_line_refusals(cfg):
@@ -109,6 +115,15 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     sparsity = build(cfg.sparsity)
     if sparsity is not None:
         chosen(supernet, sparsity)
+    quantization = build(cfg.quantization)
+    if quantization is not None:
+        layers = layers_to_quantize(supernet, quantization.targets, quantization.group_size)
+        supernet.refuse_cut(space.smallest(), layers.values())
+    if quantized_modules(supernet.model) and cfg.trainer.max_steps != 0 and not cfg.get("peft"):
+        raise ValueError(
+            f"model.path={cfg.model.path} is quantised, so that its weights cannot be trained: add trainer.max_steps=0 "
+            "scheduler=none to search it as it is, or set model.path to the network before it was quantised"
+        )
 
 
 @contextmanager
@@ -120,7 +135,7 @@ def adapted(cfg: DictConfig, supernet: Supernet) -> Iterator[None]:
         return
     from nas_llm.peft.adapters import remove
 
-    peft(supernet)
+    peft.add(supernet)
     try:
         yield
     finally:
@@ -175,6 +190,7 @@ def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, da
         "data": data.fingerprint,
         "importance": OmegaConf.to_container(cfg.importance, resolve=True),
         "sparsity": OmegaConf.to_container(cfg.sparsity, resolve=True),
+        "quantization": OmegaConf.to_container(cfg.quantization, resolve=True),
         "peft": OmegaConf.to_container(cfg.peft, resolve=True),
     }
 
