@@ -24,6 +24,7 @@ READS = (
     "data",
     "objectives",
     "trainer.accelerator",
+    "evaluate",
     "architecture",
     "max_params",
     "max_latency_ms",
@@ -46,14 +47,27 @@ def _main(cfg: DictConfig) -> None:
     data = recorded_data(cfg, run.tokenizer, supernet, run.run_dir)
     batches = list(data.test_dataloader())
     objectives: list[Objective] = [
-        build(node, supernet=supernet, space=run.space, batches=batches, tokenizer=run.tokenizer)
+        build(
+            node,
+            supernet=supernet,
+            space=run.space,
+            batches=batches,
+            tokenizer=run.tokenizer,
+            data=data,
+            split=SPLIT,
+        )
         for node in cfg.objectives.values()
     ]
+    refuse_chosen_by(objectives, run.run_dir)
     samples = sum(len(batch["input_ids"]) for batch in batches)
     rows = []
     for name, architecture in chosen.items():
-        values = {"params": float(supernet.num_parameters(architecture))} | measure(objectives, supernet, architecture)
-        add_metrics(run.run_dir, _metrics(architecture, values, objectives, samples))
+        details = {o.name: o.details(supernet, architecture) for o in objectives if isinstance(o, Detailed)}
+        known = {name: made_of.whole.value for name, made_of in details.items()}
+        values = measure(objectives, supernet, architecture, known)
+        add_metrics(run.run_dir, _metrics(architecture, values, objectives, samples, details))
+        if cfg.evaluate.texts:
+            _write_texts(run.run_dir, architecture, details)
         rows.append((name, architecture, values))
     print(_table(rows, objectives))
     print(f"\n{numbers.counted(samples, 'record')} of the split {SPLIT}; written to {run.run_dir / 'results.json'}")

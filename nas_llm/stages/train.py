@@ -186,6 +186,7 @@ def make_search(
     """The search that follows training; None for `search=none`."""
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
+    runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
     maker = search_maker(cfg, supernet, space, objectives)
     if maker is None:
