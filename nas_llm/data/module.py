@@ -68,8 +68,8 @@ class SplitDataModule(LightningDataModule):
         Raises ValueError where the data are no questions, or a record has no answer.
         """
         raise ValueError(
-            f"{type(self).__name__} holds no questions with answers, which objectives=[generated_accuracy] asks: choose "
-            "data=microworld, data=instruction, data=commonsense or data=math, or name files with questions "
+            f"{type(self).__name__} holds no questions with answers, which objectives=[generated_accuracy] asks: "
+            "choose data=microworld, data=instruction, data=commonsense or data=math, or name files with questions "
             "(objectives.generated_accuracy.validation_path=, objectives.generated_accuracy.test_path=)"
         )
 

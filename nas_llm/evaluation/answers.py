@@ -100,8 +100,8 @@ def rule_of(question: Question) -> AnswerRule:
         if not fitting:
             patterns = ", ".join(rule.pattern for rule in FORMS)
             raise ValueError(
-                f"{question.where}: answer={question.answer!r} is of no form that can be read from a text ({patterns}); "
-                "correct the record"
+                f"{question.where}: answer={question.answer!r} is of no form that can be read from a text "
+                f"({patterns}); correct the record"
             )
         rule = fitting[0]
     if not rule.gives(question.answer):

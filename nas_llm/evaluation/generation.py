@@ -1,8 +1,8 @@
 """Accuracy by generation: the share of questions whose greedily generated answer is right.
 
 Questions are asked in batches of similar length, padded on the left, with a key/value cache; what a row says does not
-depend on what else is in its batch, but for the rounding of sums. A row ends with the end of sequence, with the beginning
-of another prompt (HEADING), where its answer can no longer change, or after `max_new_tokens`.
+depend on what else is in its batch, but for the rounding of sums. A row ends with the end of sequence, with the
+beginning of another prompt (HEADING), where its answer can no longer change, or after `max_new_tokens`.
 
 Shapes: input ids (batch, longest prompt), left-padded; sequences (batch, longest prompt + new tokens).
 """
@@ -28,8 +28,7 @@ Finished = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, the text that a network wrote, the answer read from it (None: there is none), and whether it is right.
-    """
+    """A question, the text that a network wrote, the answer read from it (None: none), and whether that is right."""
 
     question: Question
     text: str
@@ -153,7 +152,9 @@ def generate(
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             wanted = [finished[i] if finished is not None else _never for i in chosen]
-            for i, text in zip(chosen, _batch(model, tokenizer, [ids[i] for i in chosen], wanted, settings), strict=True):
+            for i, text in zip(
+                chosen, _batch(model, tokenizer, [ids[i] for i in chosen], wanted, settings), strict=True
+            ):
                 texts[i] = text
     return texts
 

@@ -1,4 +1,4 @@
-"""Questions from files that are named by their task: TASK.json, or TASK/test.json and TASK/train.json as in LLM-Adapters.
+"""Questions from files named by their task: TASK.json, or TASK/test.json and TASK/train.json as in LLM-Adapters.
 
 A folder gives, of each task, the file of the role that is asked for: "test" for measuring, "validation" (a file
 validation.* or train.*, of the task's training data) for choosing.
@@ -95,8 +95,8 @@ def _chosen(files: dict[str, Path], tasks: Sequence[str], key: str) -> dict[str,
     for task in tasks:
         if known_task(task, "objectives.generated_accuracy.tasks") not in files:
             raise ValueError(
-                f"objectives.generated_accuracy.tasks={task}: {key} has no file of it (of {', '.join(files)}); leave it "
-                f"out, or add its file to {key}"
+                f"objectives.generated_accuracy.tasks={task}: {key} has no file of it (of {', '.join(files)}); leave "
+                f"it out, or add its file to {key}"
             )
     return {task: files[task] for task in tasks}
 

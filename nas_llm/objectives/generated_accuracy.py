@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -39,8 +39,8 @@ class Questions(Protocol):
 class GeneratedAccuracy:
     """Accuracy by generation of the sub-network inside the super-network; every task weighs the same.
 
-    tokenizer, data, split: runtime arguments: the model's tokenizer, the run's data, and "validation" where networks are
-    chosen, "test" where they are measured.
+    tokenizer, data, split: runtime arguments: the model's tokenizer, the run's data, and "validation" where networks
+    are chosen, "test" where they are measured.
     *_path: a file named by its task, a folder of such, or a list; None: the split of the data.
     tasks: those that are read of the paths; None: all. *_limit: the first so many questions of each task.
 
@@ -92,7 +92,7 @@ class GeneratedAccuracy:
         for task, questions in asked.items():
             if not kept[task]:
                 raise ValueError(
-                    f"{GROUP}validation_path: all {len(questions)} questions of the task {task} are test questions too; "
+                    f"{GROUP}validation_path: all {len(questions)} questions of {task} are test questions too; "
                     f"choose by the task's training data, as {task}/train.json"
                 )
             if left_out := len(questions) - len(kept[task]):
@@ -122,6 +122,22 @@ class GeneratedAccuracy:
             for task, members in answers.items()
         }
         return Details(self._whole(answers), parts, records)
+
+    def refuse_shared(self, chosen: "GeneratedAccuracy") -> None:
+        """Compare the questions with those that a network was chosen by.
+
+        Raises:
+            ValueError: some are the same.
+        """
+        known = {question.prompt for questions in chosen.asked.values() for question in questions}
+        asked = [question for questions in self.asked.values() for question in questions]
+        shared = [question for question in asked if question.prompt in known]
+        if shared:
+            raise ValueError(
+                f"{GROUP}test_path={self.test_path}: {len(shared)} of {len(asked)} questions are among those that the "
+                f"search chose by (first: {shared[0].where}); search again with this {GROUP}test_path, which leaves "
+                "them out there"
+            )
 
     def _answers(self, supernet: Supernet, architecture: Architecture) -> dict[str, GeneratedAnswers]:
         asked = self.asked
@@ -157,8 +173,8 @@ class GeneratedAccuracy:
                 members.append(question)
         if not found:
             raise ValueError(
-                f"the {split} split is empty, so there is nothing to ask; set data.{split}_size above 0, or name files: "
-                f"{GROUP}{split}_path="
+                f"the {split} split is empty, so there is nothing to ask; set data.{split}_size above 0, or name "
+                f"files: {GROUP}{split}_path="
             )
         return found
 

@@ -21,7 +21,7 @@ from nas_llm.lightning.preparation import sort_by_importance
 from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
-from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
+from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import measure
