@@ -204,10 +204,12 @@ def _never(text: str) -> bool:
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's end of sequence, and those that the model's own settings know besides (of turns of a chat)."""
+    """The tokenizer's end of sequence, and the special tokens that the model's own settings end a text with besides (of
+    turns of a chat); other tokens there are defaults of a configuration class that this tokenizer knows nothing of."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     more = own if isinstance(own, list) else [] if own is None else [own]
-    return list(dict.fromkeys([int(tokenizer.eos_token_id), *more]))  # type: ignore[arg-type]
+    special = [token for token in more if token in tokenizer.all_special_ids]
+    return list(dict.fromkeys([int(tokenizer.eos_token_id), *special]))  # type: ignore[arg-type]
 
 
 @contextmanager

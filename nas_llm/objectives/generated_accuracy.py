@@ -85,8 +85,8 @@ class GeneratedAccuracy:
         """
         self._refuse_same_file()
         asked = self._read(self.split, self._limit(self.split))
-        if self.split == "test" or (self.validation_path is None and self.test_path is None):
-            return asked  # the splits of the data are disjoint by themselves
+        if self.split == "test" or self.test_path is None:
+            return asked
         test = {question.prompt for questions in self._read("test", None).values() for question in questions}
         kept = {task: [q for q in questions if q.prompt not in test] for task, questions in asked.items()}
         for task, questions in asked.items():
@@ -133,10 +133,10 @@ class GeneratedAccuracy:
         asked = [question for questions in self.asked.values() for question in questions]
         shared = [question for question in asked if question.prompt in known]
         if shared:
+            given = "the test split" if self.test_path is None else f"{GROUP}test_path={self.test_path}"
             raise ValueError(
-                f"{GROUP}test_path={self.test_path}: {len(shared)} of {len(asked)} questions are among those that the "
-                f"search chose by (first: {shared[0].where}); search again with this {GROUP}test_path, which leaves "
-                "them out there"
+                f"{given}: {len(shared)} of {len(asked)} questions are among those that the search chose by (first: "
+                f"{shared[0].where}); measure on others, or search again with {GROUP}test_path=, which leaves them out"
             )
 
     def _answers(self, supernet: Supernet, architecture: Architecture) -> dict[str, GeneratedAnswers]:

@@ -122,7 +122,7 @@ def _write_texts(run_dir: Path, architecture: Architecture, details: Mapping[str
 
 
 def _refuse_questions_of_the_search(objectives: Sequence[Objective], run_dir: Path) -> None:
-    """A search leaves out what its own `test_path` asks; what another one asks may not be among its questions.
+    """A search leaves out what its own `test_path` asks; what is asked else may not be among its questions.
 
     Raises:
         ValueError: some are.
@@ -132,7 +132,7 @@ def _refuse_questions_of_the_search(objectives: Sequence[Objective], run_dir: Pa
         if settings is None or not isinstance(objective, GeneratedAccuracy):
             continue
         searched = {key: settings[key] for key in ("validation_path", "validation_limit", "tasks")}
-        if objective.test_path != settings["test_path"]:
+        if objective.test_path is None or objective.test_path != settings["test_path"]:
             objective.refuse_shared(replace(objective, **searched, test_path=None, split="validation"))
 
 
