@@ -101,7 +101,10 @@ def test_the_rule_of_a_mixed_set_follows_from_the_answer():
         (asked("1e-05", "gsm8k"), "answer='1e-05' can never be read"),
         (asked("true", "boolqa"), "the task 'boolqa' is not known: did you mean boolq? Known are boolq, piqa"),
         (asked("5.0", "GSM8k"), "did you mean gsm8k?"),
-        (asked("lion", "animals", "cat|dog"), "answer='lion' can never be read from a text: answers of animals match cat"),
+        (
+            asked("lion", "animals", "cat|dog"),
+            "answer='lion' can never be read from a text: answers of animals match cat",
+        ),
     ],
 )
 def test_answers_that_no_text_could_give_are_refused(given, says):

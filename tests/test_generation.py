@@ -1,7 +1,9 @@
-"""Accuracy by generation: batches against one prompt at a time without padding or cache, sub-networks, the objective."""
+"""Accuracy by generation: batches against one prompt at a time without padding or cache; sub-networks; the objective."""
 
 import json
 from dataclasses import replace
+from random import Random
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from transformers import (
 
 from nas_llm.architecture import Architecture
 from nas_llm.data.instruction import InstructionData
-from nas_llm.data.microworld import MicroworldData, instruction_records, questions
+from nas_llm.data.microworld import MicroworldData, instruction_records, questions, train_tokenizer
 from nas_llm.data.microworld.questions import pattern
 from nas_llm.data.microworld.world import FAMILIES
 from nas_llm.data.questions import Question
@@ -106,8 +108,6 @@ def test_the_end_of_sequence_ends_a_text_and_the_others_go_on(llama, tiny_tokeni
 
 
 def save(tokenizer) -> str:
-    from tempfile import mkdtemp
-
     folder = mkdtemp()
     tokenizer.save_pretrained(folder)
     return folder
@@ -157,7 +157,9 @@ def test_prompts_beyond_the_models_positions_are_refused(llama, tiny_tokenizer):
     tokens = len(tiny_tokenizer(long[0])["input_ids"])
     room = 512 - tokens
     assert 0 < room < 400
-    message = rf"1 of 2 prompts \(up to {tokens} tokens\) and x.max_new_tokens={room + 1} .* set x.max_new_tokens={room} or"
+    message = (
+        rf"1 of 2 prompts \(up to {tokens} tokens\) and x.max_new_tokens={room + 1} .* set x.max_new_tokens={room} or"
+    )
     with pytest.raises(ValueError, match=message):
         generate(llama.model, tiny_tokenizer, long, max_new_tokens=room + 1, group="x.")
     with pytest.raises(ValueError, match="positions: leave them out, or shorten them"):
@@ -202,8 +204,6 @@ def test_the_standard_error_is_that_of_a_share(llama, tiny_tokenizer):
 
 
 def test_every_microworld_output_gives_its_answer():
-    from random import Random
-
     for held_out in (True, False):
         sets = instruction_records(Random(3), 40, held_out=held_out)
         assert list(sets) == list(FAMILIES)
@@ -229,8 +229,6 @@ def test_microworld_questions_are_of_the_held_out_words_and_of_one_split(microwo
 
 @pytest.fixture(scope="module")
 def microworld_tokenizer():
-    from nas_llm.data.microworld import train_tokenizer
-
     return train_tokenizer(400, seed=0)
 
 
@@ -341,7 +339,9 @@ def test_a_file_cannot_choose_and_measure(tiny_tokenizer, files):
     copied = write(files / "boolq.json", json.loads((files / "boolq" / "test.json").read_text()))
     for split in ("validation", "test"):
         for path in (test, copied):
-            with pytest.raises(ValueError, match=r"is a test file too .* set objectives.generated_accuracy.validation_"):
+            with pytest.raises(
+                ValueError, match=r"is a test file too .* set objectives.generated_accuracy.validation_"
+            ):
                 _ = objective(tiny_tokenizer, split=split, validation_path=path, test_path=test).asked
     inside = write(files / "inside" / "boolq.json", RECORDS[12:15])
     with pytest.raises(ValueError, match="all 3 questions of boolq are test questions too"):
