@@ -1,4 +1,4 @@
-"""Accuracy by generation: batches against one prompt at a time without padding or cache; sub-networks; the objective."""
+"""Accuracy by generation: batches against single prompts without padding or cache; sub-networks; the objective."""
 
 import json
 from dataclasses import replace
@@ -28,6 +28,7 @@ from nas_llm.data.template import alpaca_prompt
 from nas_llm.data.text import TextData
 from nas_llm.evaluation.answers import rule_of
 from nas_llm.evaluation.generation import GeneratedAnswers, answer, generate
+from nas_llm.evaluation.task_files import read_tasks
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import GeneratedAccuracy
 from nas_llm.search_space import SearchSpace
@@ -198,6 +199,23 @@ def test_the_standard_error_is_that_of_a_share(llama, tiny_tokenizer):
     marked = [replace(found, right=i < 9) for i in range(10)]
     assert GeneratedAnswers(tuple(marked)).standard_error == pytest.approx((0.9 * 0.1 / 9) ** 0.5)
     assert GeneratedAnswers((found,)).standard_error == 0
+
+
+@pytest.mark.real
+def test_real_questions_are_answered_alike_in_batches(shared_data):
+    folder = shared_data / "models" / "stories260K"
+    model, tokenizer = Supernet.from_pretrained(folder).model, AutoTokenizer.from_pretrained(folder)
+    tasks = read_tasks(str(shared_data / "eval" / "llm_adapters"), "test", "test_path", limit=40)
+    short = {
+        task: [q for q in members if len(tokenizer(q.prompt)["input_ids"]) <= 500][:1]
+        for task, members in tasks.items()
+    }
+    asked = {task: members for task, members in short.items() if members}
+    assert len(asked) >= 10
+    batched, single = (answer(model, tokenizer, asked, max_new_tokens=12, batch_size=size) for size in (8, 1))
+    assert batched == single
+    with pytest.raises(ValueError, match=r"prompts \(up to \d+ tokens\) .* the model's 512 positions"):
+        answer(model, tokenizer, read_tasks(str(shared_data / "eval" / "llm_adapters" / "piqa"), "test", "test_path"))
 
 
 # ---------------------------------------------------------------- questions of the data
