@@ -184,8 +184,9 @@ def _batch(
         rows = [_until(row, ends) for row in sequences[:, longest:].tolist()]
         return tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    generator: Any = model  # whose class gets `generate` from a mixin that its annotations do not tell of
     with torch.inference_mode():
-        sequences = model.generate(
+        sequences = generator.generate(
             input_ids=torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=settings,
