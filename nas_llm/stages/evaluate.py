@@ -109,9 +109,9 @@ def _metrics(
         if name not in details
     ]
     for name, made_of in details.items():
-        for data, estimate in {None: made_of.whole, **made_of.parts}.items():
-            of = {} if data is None else {"data": data}
-            metrics.append({"name": name, "unit": units[name], **where, **of, **vars(estimate)})
+        of = {"name": name, "unit": units[name], **where}
+        metrics.append({**of, **vars(made_of.whole)})
+        metrics += [{**of, "data": task, **vars(part)} for task, part in made_of.parts.items()]
     return metrics
 
 
