@@ -392,6 +392,9 @@ def test_recorded_paths_stay_valid_in_other_directories(tmp_path: Path) -> None:
     OmegaConf.save(["data=text", "data.path='my data.txt'", "model.path=hub/name"], tmp_path / text.RECORD)
     OmegaConf.save({"hydra": {"runtime": {"cwd": str(tmp_path)}}}, tmp_path / ".hydra" / "hydra.yaml")
     assert text.recorded(tmp_path) == ["data=text", f"data.path='{tmp_path}/my data.txt'", "model.path=hub/name"]
+    OmegaConf.save(["a.test_path=['my data.txt',gone.json,/x/y.json]"], tmp_path / text.RECORD)
+    (listed,) = text.parse(text.recorded(tmp_path))
+    assert listed.value() == [f"{tmp_path}/my data.txt", "gone.json", "/x/y.json"]
     with pytest.raises(ValueError, match="holds no run"):
         text.recorded(tmp_path / "other")
 

@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"models", "data", "distillation", "samplers", "search", "reporting", "config"},
     **{room: VALUES | FILES | {"models"} for room in MIDDLE},
 }
-ALLOWED["objectives"] |= {"evaluation", "peft"}  # latency may be measured with adapters merged
+ALLOWED["evaluation"] |= {"data"}  # questions from files, and the tokens that training gives a prompt
+ALLOWED["objectives"] |= {"evaluation", "data", "peft"}  # latency may be measured with adapters merged
 ALLOWED["importance"] |= {
     "objectives",
     "evaluation",

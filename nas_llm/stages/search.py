@@ -10,7 +10,7 @@ from nas_llm.config import build
 from nas_llm.lightning.checkpoint import LAST, read_checkpoint
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.quiet import quiet
-from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
+from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Objective, directions
@@ -48,6 +48,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     data = recorded_data(cfg, tokenizer, supernet, run_dir)
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
+    runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
     maker = search_maker(cfg, supernet, space, objectives)
     if maker is None:

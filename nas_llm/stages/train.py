@@ -22,7 +22,7 @@ from nas_llm.lightning.preparation import quantize, sort_by_importance, sparsify
 from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
-from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
+from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
@@ -231,6 +231,7 @@ def make_search(
     """The search that follows training; None for `search=none`."""
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
+    runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
     maker = search_maker(cfg, supernet, space, objectives)
     if maker is None:
