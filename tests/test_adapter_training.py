@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_train_stage import arguments, base  # noqa: F401  (fixtures)
 from training_fixtures import eval_loader, tiny_module, tiny_supernet, train_loader, trainer, weights
 
 import nas_llm
 from nas_llm import cli
 from nas_llm.lightning.checkpoint import read_checkpoint
+from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.peft.lora import Lora
 from nas_llm.peft.sparse_lora import SparseLora
 from nas_llm.samplers import SandwichSampler
@@ -127,3 +130,59 @@ def test_adapters_that_cannot_take_effect_are_refused(base, finished_lora, tmp_p
     assert "peft.r=4000 is above the size of" in capsys.readouterr().err
     assert cli.run(["export", f"run_dir={finished_lora}", "architecture=middle", "export.adapters=both"]) == 2
     assert "allowed are auto, merged and separate" in capsys.readouterr().err
+
+
+PIPELINES = {  # of SQFT (paper 2): Shears' sparse base, masked adapters, quantised ones
+    "shears": ["sparsity=wanda", "peft=lora"],
+    "sparse_peft": ["sparsity=wanda", "peft=sparse_peft"],
+    "quantised base": ["quantization=gptq", "quantization.group_size=8", "peft=lora"],
+    "qa_sparse_peft": ["sparsity=wanda", "quantization=gptq", "quantization.group_size=8", "peft=qa_sparse_peft"],
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
+def test_a_pipeline_keeps_what_it_promised_to_the_export(base, pipeline, tmp_path):  # noqa: F811
+    ranks = [
+        "search_space=per_layer",
+        "search_space.elastic=[rank]",
+        "search_space.ranks=[2,4]",
+        "search.evaluations=6",
+    ]
+    given = [*ranks, *pipeline, "peft.r=4", "peft.lora_alpha=8", "peft.target_modules=[q_proj,k_proj,v_proj,up_proj]"]
+    assert cli.run(arguments(base, tmp_path / "run", *given)) == 0
+    run = FinishedRun(tmp_path / "run")
+    assert len({rank for e in run.evaluations for layer in e.architecture.layers for _, rank in layer.ranks}) == 2
+    assert (
+        cli.run(["export", f"run_dir={tmp_path / 'run'}", "architecture=middle", f"export.path={tmp_path / 'out'}"])
+        == 0
+    )
+    small = nas_llm.from_pretrained(tmp_path / "out")
+    merged = "lora" not in str(pipeline)
+    assert (tmp_path / "out" / "adapter").exists() != merged
+    weights_ = [module.weight for _, module in small.named_modules() if isinstance(module, torch.nn.Linear)][:-1]
+    zeros = sum(int((weight == 0).sum()) for weight in weights_) / sum(weight.numel() for weight in weights_)
+    assert zeros >= 0.5 if "sparsity=wanda" in pipeline else zeros < 0.5
+    quantised = [m for m in small.modules() if isinstance(m, QuantizedLinear)]
+    assert bool(quantised) == ("quantization=gptq" in pipeline)
+    ids = torch.arange(1, 13).view(1, 12)
+    with torch.no_grad(), run.supernet.activate(run.space.middle()) as model:
+        expected = model.eval()(ids).logits
+        if merged:
+            assert torch.allclose(small(ids).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sparse_peft", "qa_sparse_peft"])
+def test_a_stopped_pipeline_resumes_on_the_base_that_it_made(base, name, tmp_path, capsys):  # noqa: F811
+    given, parts = [*PIPELINES[name], "peft.r=4", "search_space=depth_only"], tmp_path / "parts"
+    assert cli.run(arguments(base, tmp_path / "whole", *given)) == 0
+    shutil.copytree(tmp_path / "whole", parts)
+    for left in ("supernet", "subnets"):
+        shutil.rmtree(parts / left)
+    (parts / "archive.jsonl").unlink()
+    capsys.readouterr()
+    assert cli.run(arguments(base, parts, *given, f"ckpt_path={parts / 'checkpoints' / 'step-4.ckpt'}")) == 0
+    assert "zeros" not in capsys.readouterr().out  # neither sparsified nor quantised again
+    file = Path("supernet") / "adapter" / "adapter_model.safetensors"
+    one, other = (load_file(tmp_path / folder / file) for folder in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name_], other[name_]) for name_ in one)

@@ -41,7 +41,12 @@ WAYS: dict[str, Callable[[Supernet, Batches], Any]] = {
 
 def main(way: str, threads: int, batches: int, batch_size: int, sequence_length: int) -> None:
     torch.set_num_threads(threads)
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     WAYS[way](Supernet(LlamaForCausalLM(LlamaConfig(vocab_size=32_000, **small))), [random_batch(1, 8)])
     supernet = Supernet(llama())
     calibration = [random_batch(batch_size, sequence_length, seed) for seed in range(batches)]

@@ -71,6 +71,6 @@ class QaSparseLora(SparseLora):
             assert type(layer) is LoraLinear
             if isinstance(base_of(layer), QuantizedLinear):
                 layer.__class__ = QaSparseLoraLinear
-                layer.keep_zeros = self.keep_zeros  # type: ignore[attr-defined]
+                vars(layer)["keep_zeros"] = self.keep_zeros
             else:
                 layer.__class__ = SparseLoraLinear

@@ -82,8 +82,8 @@ class SparseLora(Lora):
         for target in self.targets(supernet):
             if isinstance(target.module, QuantizedLinear):
                 raise ValueError(
-                    f"peft=sparse_peft: {target.name} is quantised, and adapters of that kind could not be merged into it; "
-                    "set peft=qa_sparse_peft, or quantization=none"
+                    f"peft=sparse_peft: {target.name} is quantised, and adapters of that kind could not be merged into "
+                    "it; set peft=qa_sparse_peft, or quantization=none"
                 )
         self.add(supernet)
         for _, layer in lora_layers(supernet.model):

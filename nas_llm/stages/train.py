@@ -107,7 +107,8 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
 def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     """Build what only the model can judge before anything is written: a refusal leaves no run behind."""
     with adapted(cfg, supernet):
-        build(cfg.sampler, supernet=supernet, space=build(cfg.search_space, supernet=supernet))
+        space = build(cfg.search_space, supernet=supernet)
+        build(cfg.sampler, supernet=supernet, space=space)
     token = torch.zeros(1, supernet.config.vocab_size)
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
     for node in (cfg.importance, cfg.distillation, cfg.hidden_matching):
@@ -118,7 +119,7 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     quantization = build(cfg.quantization)
     if quantization is not None:
         layers = layers_to_quantize(supernet, quantization.targets, quantization.group_size)
-        supernet.refuse_cut(space.smallest(), layers.values())
+        supernet.refuse_cut(space.smallest().without_ranks, layers.values())
     if quantized_modules(supernet.model) and cfg.trainer.max_steps != 0 and not cfg.get("peft"):
         raise ValueError(
             f"model.path={cfg.model.path} is quantised, so that its weights cannot be trained: add trainer.max_steps=0 "
