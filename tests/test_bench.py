@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nas_llm import cli
+from nas_llm.benchmarks.adapters import AdaptersBenchmark
 from nas_llm.benchmarks.distillation import DistillationBenchmark
 from nas_llm.benchmarks.losses import Problem, plain, recomputed, recorded
 from nas_llm.benchmarks.quantization import QuantizationBenchmark
@@ -132,3 +133,16 @@ def test_gptqs_memory_is_measured_in_a_process_of_its_own(monkeypatch):
     assert figure.value == pytest.approx(3.0 / QuantizationBenchmark(3, 1).block_mib)
     with pytest.raises(ValueError, match=r"bench\.layers=0"):
         QuantizationBenchmark(layers=0)
+
+
+def test_the_arithmetic_of_masked_adapters_and_a_short_run():
+    bench = AdaptersBenchmark(repeats=2, width=64, tokens=32, rank=4)
+    w, t, r = 64, 32, 4
+    plain = 2 * t * w * w + 3 * (2 * t * w * r)  # y and dL/dx of the weight; A and B, their inputs' and own gradients
+    masked = 3 * t * w * w + 3 * w * w * r  # y, dL/dx, dL/dW; B A and the gradients of both
+    assert bench.flops_ratio == pytest.approx(masked / plain)
+    (figure,) = bench(say=lambda line: None)
+    assert figure.value > 0
+    assert figure.limit == 1.8
+    with pytest.raises(ValueError, match=r"bench\.rank=128: allowed is at most bench\.width=64"):
+        AdaptersBenchmark(width=64, rank=128)
