@@ -49,9 +49,8 @@ class AdaptersBenchmark:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
-            say(
-                f"{torch.get_num_threads()} threads, {self.width} x {self.width}, {self.tokens} tokens, rank {self.rank}"
-            )
+            shape = f"{self.width} x {self.width}, {self.tokens} tokens, rank {self.rank}"
+            say(f"{torch.get_num_threads()} threads, {shape}")
             return [self._figure()]
         finally:
             torch.set_num_threads(before)

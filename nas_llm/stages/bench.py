@@ -1,4 +1,4 @@
-"""Measures what the package's own machinery costs, beside limits: nas-llm bench sandwich, distillation, sparsity, ...."""
+"""Measures what the package's own machinery costs, beside limits: nas-llm bench sandwich, distillation, ..."""
 
 from __future__ import annotations
 
