@@ -15,16 +15,23 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+Ranks = tuple[tuple[str, int], ...]
+"""Rank of every group of low-rank adapters, by the group's name, in the order of the names."""
+
 
 @dataclass(frozen=True, order=True, slots=True)
 class LayerChoice:
-    """One transformer block of a sub-network; ``index`` is the block of the super-network it is cut from."""
+    """One transformer block of a sub-network; ``index`` is the block of the super-network it is cut from.
+
+    ``ranks`` names those of the adapters in the block; a group that is left out keeps its whole rank.
+    """
 
     index: int
     kv_groups: int
     heads_per_group: int
     head_dim: int
     ffn: int
+    ranks: Ranks = ()
 
     @property
     def heads(self) -> int:
@@ -33,7 +40,7 @@ class LayerChoice:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Sizes without the place in the network: (kv_groups, heads_per_group, head_dim, ffn)."""
+        """Sizes without the place in the network and the adapters: (kv_groups, heads_per_group, head_dim, ffn)."""
         return (self.kv_groups, self.heads_per_group, self.head_dim, self.ffn)
 
 
@@ -41,12 +48,15 @@ class LayerChoice:
 class Architecture:
     """A point of a search space. Immutable, hashable, ordered, JSON-able.
 
+    ``ranks`` names those of the adapters outside of the blocks.
+
     Raises:
         ValueError: a size below 1, or layers that are not in the order of the super-network.
     """
 
     hidden: int
     layers: tuple[LayerChoice, ...]
+    ranks: Ranks = ()
 
     def __post_init__(self) -> None:
         indices = [layer.index for layer in self.layers]
@@ -54,6 +64,9 @@ class Architecture:
             raise ValueError(f"layers must be distinct and in the order of the super-network, got indices {indices}")
         if self.hidden < 1 or any(min(layer.shape) < 1 for layer in self.layers):
             raise ValueError(f"every size of an architecture must be at least 1, got {self.summary()}")
+        for name, rank in (pair for ranks in (self.ranks, *(layer.ranks for layer in self.layers)) for pair in ranks):
+            if rank < 1:
+                raise ValueError(f"the rank of {name} must be at least 1, got {rank}")
 
     @cached_property
     def id(self) -> str:
@@ -67,8 +80,13 @@ class Architecture:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether every kept layer has the same shape."""
+        """Whether every kept layer has the same shape (whatever the ranks of its adapters)."""
         return len({layer.shape for layer in self.layers}) <= 1
+
+    @property
+    def without_ranks(self) -> Architecture:
+        """The network alone, whatever adapters it has."""
+        return Architecture(self.hidden, tuple(LayerChoice(layer.index, *layer.shape) for layer in self.layers))
 
     def refuse_misfit(self, full: Architecture) -> None:
         """Raises ValueError where this is no sub-network of ``full``: it keeps nothing, or more than there is."""
@@ -79,6 +97,9 @@ class Architecture:
             for size, limit in zip(layer.shape, full.layers[layer.index].shape, strict=True)
         ):
             raise ValueError(f"the architecture ({self.summary()}) does not fit into the network ({full.summary()})")
+        _refuse_ranks(self.ranks, full.ranks)
+        for layer in self.layers:
+            _refuse_ranks(layer.ranks, full.layers[layer.index].ranks)
 
     def summary(self) -> str:
         """One line for tables and errors; ranges where the layers differ."""
@@ -92,23 +113,47 @@ class Architecture:
         heads, groups = [c.heads for c in self.layers], [c.kv_groups for c in self.layers]
         depth = "1 layer" if len(self.layers) == 1 else f"{len(self.layers)} layers"
         grouped = "1 group" if set(groups) == {1} else f"{span(groups)} groups"
+        by_group: dict[str, list[int]] = {}
+        for name, rank in (pair for ranks in (*(c.ranks for c in self.layers), self.ranks) for pair in ranks):
+            by_group.setdefault(name, []).append(rank)
+        ranks = "".join(f", rank {span(values)} of {name}" for name, values in by_group.items())
         return (
             f"hidden {self.hidden}, {depth}, heads {span(heads)} in {grouped}, "
-            f"head_dim {span([c.head_dim for c in self.layers])}, ffn {span([c.ffn for c in self.layers])}"
+            f"head_dim {span([c.head_dim for c in self.layers])}, ffn {span([c.ffn for c in self.layers])}{ranks}"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"hidden": self.hidden, "layers": [asdict(layer) for layer in self.layers]}
+        """``ranks`` stand in it where there are adapters alone, so that other networks keep their ids."""
+        layers = [asdict(layer) | {"ranks": dict(layer.ranks)} for layer in self.layers]
+        for layer in layers:
+            if not layer["ranks"]:
+                del layer["ranks"]
+        return {"hidden": self.hidden, "layers": layers} | ({"ranks": dict(self.ranks)} if self.ranks else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Architecture:
         """Inverse of ``to_dict``. Raises ValueError where a field is missing or unknown."""
         try:
-            return cls(int(data["hidden"]), tuple(LayerChoice(**layer) for layer in data["layers"]))
-        except (KeyError, TypeError) as error:
+            layers = tuple(LayerChoice(**{**layer, "ranks": _ranks(layer)}) for layer in data["layers"])
+            return cls(int(data["hidden"]), layers, _ranks(data))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"not an architecture: {error}; needed are 'hidden' and 'layers' with {list(_FIELDS)}"
             ) from error
+
+
+def _ranks(data: Mapping[str, Any]) -> Ranks:
+    return tuple(sorted((str(name), int(rank)) for name, rank in data.get("ranks", {}).items()))
+
+
+def _refuse_ranks(ranks: Ranks, full: Ranks) -> None:
+    if not ranks or ranks == full:
+        return
+    known = dict(full)
+    for name, rank in ranks:
+        if rank > known.get(name, 0):
+            there = f"at most {known[name]}" if name in known else f"groups: {', '.join(known) or 'none'}"
+            raise ValueError(f"rank {rank} of the adapters {name!r} does not fit into the network ({there})")
 
 
 _FIELDS = LayerChoice.__dataclass_fields__

@@ -5,18 +5,23 @@ An axis that is not elastic stays whole, whatever the others do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from nas_llm.architecture import Architecture
+from nas_llm.architecture import Architecture, Ranks
 
 AXES = ("hidden", "kv_groups", "heads_per_group", "head_dim", "ffn", "depth")
+RANK = "rank"  # of low-rank adapters: an axis of networks that have some
 UNSTATED = ("hidden", "kv_groups", "ffn", "depth")  # vary where `elastic` is not given
 _EVERY_FAMILY = ("ffn", "depth")  # can drop neurons and layers
 _EVEN = 2  # rotary pairs of a head stay together
+
+
+RankChoices = tuple[tuple[str, tuple[int, ...]], ...]
+"""Ascending ranks by the name of the group."""
 
 
 class Elastic(Protocol):
@@ -73,9 +78,15 @@ class AxisChoices:
             raise ValueError("a search space needs a super-network whose layers all have the same shape")
         if self.elastic is None:
             return
-        allowed = [axis for axis in AXES if self._can_slice(axis)]
+        has_ranks = bool(full.ranks or full.layers[0].ranks)
+        allowed = [axis for axis in AXES if self._can_slice(axis)] + ([RANK] if has_ranks else [])
+        if RANK in self.elastic and not has_ranks:
+            raise ValueError(
+                f"search_space.elastic=[{','.join(self.elastic)}]: the network has no low-rank adapters whose rank "
+                "could vary; add them, peft=lora, or leave rank out"
+            )
         named = f"search_space.elastic=[{','.join(self.elastic)}]"
-        if unknown := [axis for axis in self.elastic if axis not in AXES]:
+        if unknown := [axis for axis in self.elastic if axis not in (*AXES, RANK)]:
             raise ValueError(f"{named}: there is no axis {unknown[0]}; allowed are {', '.join(allowed)}")
         if rigid := [axis for axis in self.elastic if axis not in allowed]:
             raise ValueError(f"{named}: this model family cannot slice {rigid[0]}; allowed are {', '.join(allowed)}")
@@ -126,6 +137,45 @@ class AxisChoices:
         if given is not None:
             return checked_ratios(given, width / full)
         return tuple(choice / full for choice in self.grid.choices(width, self.grid.multiple_of))
+
+    def ranks(self, given: Sequence[int] | Mapping[str, Sequence[int]] | None) -> tuple[RankChoices, RankChoices]:
+        """Ascending ranks of every group of adapters, in the blocks and outside of them: those given (for all groups,
+        or by name), the defaults where ``elastic`` names the axis, or only the whole rank.
+
+        Raises:
+            ValueError: impossible ranks, an unknown group, or ranks that do not vary.
+        """
+        full = self.supernet.largest()
+        inside, outside = full.layers[0].ranks, full.ranks
+        if any(layer.ranks != inside for layer in full.layers):
+            raise ValueError("a search space needs adapters that are the same in every layer")
+        names = [name for name, _ in inside + outside]
+        if given is not None and not names:
+            raise ValueError(
+                f"search_space.ranks={given} cannot take effect: the network has no low-rank adapters; add them, "
+                "peft=lora, or leave the ranks out, search_space.ranks=null"
+            )
+        if isinstance(given, Mapping) and (unknown := [name for name in given if name not in names]):
+            raise ValueError(
+                f"search_space.ranks: there is no group of adapters {unknown[0]!r}; there are {', '.join(names)}"
+            )
+        if given is not None and self.elastic is not None and RANK not in self.elastic:
+            raise ValueError(
+                f"search_space.ranks={given} cannot take effect: the rank stays whole in this space; let it vary, "
+                f"search_space.elastic=[{','.join([*self.elastic, RANK])}], or set search_space.ranks=null"
+            )
+        return self._rank_choices(inside, given), self._rank_choices(outside, given)
+
+    def _rank_choices(self, whole: Ranks, given: Sequence[int] | Mapping[str, Sequence[int]] | None) -> RankChoices:
+        varies = self.elastic is not None and RANK in self.elastic
+        found = []
+        for name, rank in whole:
+            wanted = given.get(name) if isinstance(given, Mapping) else given
+            default = self.grid.choices(rank, max(1, rank // self.grid.steps)) if varies else [rank]
+            if isinstance(given, Mapping) and wanted is None:
+                default = [rank]
+            found.append((name, checked(f"ranks.{name}", wanted, rank, default)))
+        return tuple(found)
 
     def _varies(self, axis: str, key: str, given: Sequence[float] | None) -> bool:
         if self.elastic is None:

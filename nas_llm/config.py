@@ -28,7 +28,7 @@ RUNTIME: Mapping[str, frozenset[str]] = {
     "search_space": frozenset({"supernet"}),
     "importance": frozenset({"supernet", "space"}),
     "sampler": frozenset({"supernet", "space"}),
-    "objectives": frozenset({"supernet", "space", "batches", "tokenizer"}),
+    "objectives": frozenset({"supernet", "space", "batches", "tokenizer", "data", "split"}),
     "search": frozenset({"space", "directions", "num_parameters"}),
     "training": frozenset(
         {"supernet", "space", "sampler", "distillation", "optimizer", "scheduler", "hidden_matching"}
@@ -46,6 +46,7 @@ TYPES = {
     "max_params": float | None,
     "max_latency_ms": float | None,
     "export.path": str | None,
+    "evaluate.texts": bool,
     "model.path": str,
 }
 LIGHT = ("nas_llm.samplers.", "nas_llm.schedules.", "nas_llm.search")  # checked first: they import without torch

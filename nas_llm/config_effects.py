@@ -30,6 +30,8 @@ def refuse_effects(cfg: DictConfig) -> None:
         _refuse_intervals(cfg)
         _refuse_rates(cfg)
         _refuse_teaching(cfg)
+        _refuse_sparsity(cfg)
+        _refuse_quantization(cfg)
 
 
 def _refuse_amounts(cfg: DictConfig) -> None:
@@ -40,7 +42,9 @@ def _refuse_amounts(cfg: DictConfig) -> None:
         fraction = isinstance(value, float) and 0 < value <= 1
         if isinstance(value, int | float) and value < least and not fraction and (key, value) != ("max_epochs", -1):
             raise ValueError(f"trainer.{key}={value}: allowed is {least} or more, or trainer.{key}=null")
-    if trainer.max_steps is not None and (trainer.max_steps == 0 or trainer.max_steps < -1):
+    # a sparse or quantised network may be searched as it is
+    untrained = trainer.max_steps == 0 and not (cfg.sparsity or cfg.quantization)
+    if trainer.max_steps is not None and (untrained or trainer.max_steps < -1):
         raise ValueError(
             f"trainer.max_steps={trainer.max_steps}: allowed is 1 or more optimizer steps, "
             "or -1 to stop by trainer.max_epochs or trainer.max_time"
@@ -111,3 +115,28 @@ def _refuse_teaching(cfg: DictConfig) -> None:
             "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
             "choose distillation=forward_kl, or training.teacher_logits=recorded"
         )
+
+
+def _refuse_sparsity(cfg: DictConfig) -> None:
+    if not cfg.sparsity or cfg.trainer.max_steps == 0 or _trains_adapters_alone(cfg):
+        return
+    raise ValueError(
+        f"sparsity={cfg.sparsity['_target_'].rpartition('.')[2]} cannot take effect where all weights are trained, "
+        "which fills the zeros again: add trainer.max_steps=0 scheduler=none to search the sparse network as it is, or "
+        "sparsity=none"
+    )
+
+
+def _refuse_quantization(cfg: DictConfig) -> None:
+    if not cfg.quantization or cfg.trainer.max_steps == 0 or _trains_adapters_alone(cfg):
+        return
+    raise ValueError(
+        f"quantization={cfg.quantization['_target_'].rpartition('.')[2]} cannot take effect where all weights are "
+        "trained, which integers are not: add trainer.max_steps=0 scheduler=none to search the quantised network as it "
+        "is, or quantization=none"
+    )
+
+
+def _trains_adapters_alone(cfg: DictConfig) -> bool:
+    """Whether the weights that become zeros or integers are frozen: adapters beside them are what is trained."""
+    return bool(cfg.get("peft"))

@@ -158,7 +158,11 @@ def not_swept(overrides: Sequence[str]) -> list[str]:
 
 
 def _anchored(override: Override, start: Path) -> str:
-    value = override.value() if override.key_or_group.endswith("path") else None
-    if not isinstance(value, str) or Path(value).is_absolute() or not (start / value).exists():
+    value, key = override.value() if override.key_or_group.endswith("path") else None, override.get_key_element()
+    paths = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    if not any(isinstance(path, str) and not Path(path).is_absolute() and (start / path).exists() for path in paths):
         return str(override.input_line)
-    return assign(override.get_key_element(), start / value)
+    if isinstance(value, str):
+        return assign(key, start / value)
+    items = (assign("", start / path if (start / str(path)).exists() else path) for path in paths)
+    return f"{key}=[{','.join(item.removeprefix('=') for item in items)}]"

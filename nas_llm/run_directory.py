@@ -23,6 +23,10 @@ LOCK_FILE = ".lock"
 RESULTS_FILE = "results.json"
 FINGERPRINTS_FILE = "fingerprints.json"
 IMPORTANCE_FILE = "importance.safetensors"
+SPARSITY_FILE = "sparsity.json"
+SPARSE_WEIGHTS_FILE = "sparsity.safetensors"
+QUANTIZATION_FILE = "quantization.json"
+QUANTIZED_WEIGHTS_FILE = "quantization.safetensors"
 OUTPUTS = (
     "checkpoints",
     "supernet",
@@ -36,6 +40,10 @@ START_FILES = (
     FINGERPRINTS_FILE,
     IMPORTANCE_FILE,
     "importance_scores.png",
+    SPARSITY_FILE,
+    SPARSE_WEIGHTS_FILE,
+    QUANTIZATION_FILE,
+    QUANTIZED_WEIGHTS_FILE,
     "search_space.json",
     "sampling_grid.json",
     "logs",

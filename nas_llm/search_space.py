@@ -3,7 +3,8 @@
 The joint space is paper 1, section 4: Theta_d x Theta_H x Theta_r x Theta_L (residual width, heads, FFN ratio,
 depth), the same for every layer; its FFN width is the ratio times the sub-network's own residual width, and a depth
 of L keeps the L most important layers (the first L while no layer importance is known). The per-layer space chooses
-heads and FFN width for every layer by itself, and any subset of layers.
+heads and FFN width for every layer by itself, and any subset of layers. Where the network has low-rank adapters, the
+rank of every group of them is an axis like any other (paper 2).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.axis_choices import AxisChoices, AxisGrid, Elastic
+from nas_llm.architecture import Architecture, LayerChoice, Ranks
+from nas_llm.axis_choices import AxisChoices, AxisGrid, Elastic, RankChoices
 
 Kind = Literal["joint", "per_layer"]
+_RANKS = ("ranks", "shared_ranks")
 _AXES = ("hidden", "kv_groups", "heads_per_group", "head_dim")
 
 
@@ -42,6 +44,8 @@ class SearchSpace:
     layer_order: tuple[int, ...]
     ffn_max: int
     multiple_of: int = 1
+    ranks: RankChoices = ()  # of the adapters in every block
+    shared_ranks: RankChoices = ()  # of those outside of the blocks
 
     # ---------------------------------------------------------------- construction
 
@@ -60,6 +64,7 @@ class SearchSpace:
         steps: int = 8,
         multiple_of: int = 8,
         elastic: Sequence[str] | None = None,
+        ranks: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     ) -> SearchSpace:
         """The joint space, uniform over layers.
 
@@ -67,7 +72,9 @@ class SearchSpace:
         and the full size, in multiples of ``multiple_of`` (groups and layers: of 1). ``heads_per_group`` and
         ``head_dim`` stay whole unless given. ``ffn_ratio`` is relative to the residual width of the sub-network;
         widths are rounded to ``multiple_of``. ``elastic`` names the axes that vary (hidden, kv_groups,
-        heads_per_group, head_dim, ffn, depth): the others stay whole, the FFN too where the residual width varies.
+        heads_per_group, head_dim, ffn, depth, rank): the others stay whole, the FFN too where the residual width
+        varies. ``ranks`` are those of the network's adapters, for all groups or by the group's name; the rank stays
+        whole unless they are given or ``elastic`` names it.
 
         Raises:
             ValueError: an empty or impossible list of choices, choices of an axis that is not elastic, or an axis that
@@ -77,7 +84,7 @@ class SearchSpace:
         sizes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
         axes = AxisChoices(supernet, grid, elastic)
         choices = {axis: axes.sizes(axis, given) for axis, given in {**sizes, "depth": depth}.items()}
-        return cls._of(axes, "joint", choices, axes.ffn_ratios(ffn_ratio, choices["hidden"]))
+        return cls._of(axes, "joint", choices, axes.ffn_ratios(ffn_ratio, choices["hidden"]), axes.ranks(ranks))
 
     @classmethod
     def per_layer(
@@ -94,6 +101,7 @@ class SearchSpace:
         steps: int = 8,
         multiple_of: int = 8,
         elastic: Sequence[str] | None = None,
+        ranks: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     ) -> SearchSpace:
         """Heads and FFN width chosen for every layer, any subset of layers; residual width and head size are global.
 
@@ -103,14 +111,27 @@ class SearchSpace:
         sizes = {"hidden": hidden, "kv_groups": kv_groups, "heads_per_group": heads_per_group, "head_dim": head_dim}
         axes = AxisChoices(supernet, grid, elastic)
         choices = {axis: axes.sizes(axis, given) for axis, given in {**sizes, "depth": depth}.items()}
-        return cls._of(axes, "per_layer", choices, axes.sizes("ffn", ffn))
+        return cls._of(axes, "per_layer", choices, axes.sizes("ffn", ffn), axes.ranks(ranks))
 
     @classmethod
     def _of(
-        cls, axes: AxisChoices, kind: Kind, choices: Mapping[str, tuple[int, ...]], ffn: tuple[float, ...]
+        cls,
+        axes: AxisChoices,
+        kind: Kind,
+        choices: Mapping[str, tuple[int, ...]],
+        ffn: tuple[float, ...],
+        ranks: tuple[RankChoices, RankChoices],
     ) -> SearchSpace:
-        order, width, multiple_of = axes.supernet.layer_order, axes.full["ffn"], axes.grid.multiple_of
-        return cls(kind, **choices, ffn=ffn, layer_order=tuple(order), ffn_max=width, multiple_of=multiple_of)
+        return cls(
+            kind,
+            **choices,
+            ffn=ffn,
+            layer_order=tuple(axes.supernet.layer_order),
+            ffn_max=axes.full["ffn"],
+            multiple_of=axes.grid.multiple_of,
+            ranks=ranks[0],
+            shared_ranks=ranks[1],
+        )
 
     # ---------------------------------------------------------------- points
 
@@ -126,10 +147,11 @@ class SearchSpace:
 
     @property
     def choice_counts(self) -> dict[str, int]:
-        """Number of choices by axis: hidden, head_dim, kv_groups, heads_per_group, ffn, depth."""
+        """Number of choices by axis: hidden, head_dim, kv_groups, heads_per_group, ffn, depth, rank.<group>."""
         choices = (self.hidden, self.head_dim, self.kv_groups, self.heads_per_group, self.ffn, self.depth)
         names = ("hidden", "head_dim", "kv_groups", "heads_per_group", "ffn", "depth")
-        return {name: len(values) for name, values in zip(names, choices, strict=True)}
+        ranks = {_rank_key(name): len(values) for name, values in self.ranks + self.shared_ranks}
+        return {name: len(values) for name, values in zip(names, choices, strict=True)} | ranks
 
     def uniform(self, positions: Mapping[str, int]) -> Architecture:
         """The same choice in every layer, the most important layers; ``positions`` index every axis's choices."""
@@ -141,7 +163,11 @@ class SearchSpace:
             self._ffn_width(self.ffn[positions["ffn"]], hidden),
         )
         kept = self._most_important(self.depth[positions["depth"]])
-        return Architecture(hidden, tuple(LayerChoice(index, *shape) for index in kept))
+        inside, outside = (
+            tuple((name, values[positions[_rank_key(name)]]) for name, values in choices)
+            for choices in (self.ranks, self.shared_ranks)
+        )
+        return Architecture(hidden, tuple(LayerChoice(index, *shape, inside) for index in kept), outside)
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """Uniform over the choices of every axis (paper 1, section 3.2: theta ~ Theta)."""
@@ -151,19 +177,26 @@ class SearchSpace:
         if self.kind == "joint":
             shape = (_draw(rng, self.kv_groups), _draw(rng, self.heads_per_group), head_dim)
             width = self._ffn_width(_draw(rng, self.ffn), hidden)
-            return Architecture(hidden, tuple(LayerChoice(i, *shape, width) for i in self._most_important(depth)))
+            ranks = _draw_ranks(rng, self.ranks)
+            layers = tuple(LayerChoice(i, *shape, width, ranks) for i in self._most_important(depth))
+            return Architecture(hidden, layers, _draw_ranks(rng, self.shared_ranks))
         kept = np.sort(rng.permutation(len(self.layer_order))[:depth]).tolist()
         groups, per_group, widths = (
             rng.integers(len(choices), size=depth).tolist()
             for choices in (self.kv_groups, self.heads_per_group, self.ffn)
         )
-        return Architecture(
-            hidden,
-            tuple(
-                LayerChoice(i, self.kv_groups[g], self.heads_per_group[h], head_dim, int(self.ffn[f]))
-                for i, g, h, f in zip(kept, groups, per_group, widths, strict=True)
-            ),
+        layers = tuple(
+            LayerChoice(
+                i,
+                self.kv_groups[g],
+                self.heads_per_group[h],
+                head_dim,
+                int(self.ffn[f]),
+                _draw_ranks(rng, self.ranks),
+            )
+            for i, g, h, f in zip(kept, groups, per_group, widths, strict=True)
         )
+        return Architecture(hidden, layers, _draw_ranks(rng, self.shared_ranks))
 
     def __contains__(self, architecture: object) -> bool:
         if not isinstance(architecture, Architecture):
@@ -179,14 +212,16 @@ class SearchSpace:
     def gene_sizes(self) -> tuple[int, ...]:
         """Number of choices of every gene.
 
-        Joint: hidden, head_dim, kv_groups, heads_per_group, ffn, depth. Per layer: hidden, head_dim, then for every
-        layer of the super-network kv_groups, heads_per_group, ffn, kept (2 choices).
+        Joint: hidden, head_dim, kv_groups, heads_per_group, ffn, depth, the ranks of a block. Per layer: hidden,
+        head_dim, then for every layer of the super-network kv_groups, heads_per_group, ffn, kept (2 choices) and its
+        ranks. Last, in both, the ranks outside of the blocks.
         """
         shared = (len(self.hidden), len(self.head_dim))
         attention_and_ffn = (len(self.kv_groups), len(self.heads_per_group), len(self.ffn))
+        inside, outside = (tuple(len(values) for _, values in choices) for choices in (self.ranks, self.shared_ranks))
         if self.kind == "joint":
-            return (*shared, *attention_and_ffn, len(self.depth))
-        return shared + (*attention_and_ffn, 2) * len(self.layer_order)
+            return (*shared, *attention_and_ffn, len(self.depth), *inside, *outside)
+        return shared + (*attention_and_ffn, 2, *inside) * len(self.layer_order) + outside
 
     def encode(self, architecture: Architecture) -> np.ndarray:
         """Indices into the choices, int64 of shape (len(gene_sizes),); dropped layers carry the largest choices.
@@ -203,21 +238,31 @@ class SearchSpace:
         if any(layer.head_dim != first.head_dim for layer in architecture.layers):
             raise ValueError("an architecture of this space has one head_dim for all layers")
         widths = [self._ffn_width(choice, architecture.hidden) for choice in self.ffn]
+        outside = _rank_genes(self.shared_ranks, architecture.ranks)
         if self.kind == "joint":
             kept = tuple(layer.index for layer in architecture.layers)
-            if not architecture.is_uniform or kept != self._most_important(len(kept)):
+            if len({(layer.shape, layer.ranks) for layer in architecture.layers}) > 1 or kept != self._most_important(
+                len(kept)
+            ):
                 raise ValueError(
                     f"not in the joint space (uniform, most important layers): {architecture.summary()}, layers {kept}"
                 )
-            return np.array([*shared, *self._layer_genes(first, widths), self.depth.index(len(kept))], dtype=np.int64)
-        dropped = [len(self.kv_groups) - 1, len(self.heads_per_group) - 1, len(self.ffn) - 1, 0]
+            inside = _rank_genes(self.ranks, first.ranks)
+            genes = [*shared, *self._layer_genes(first, widths), self.depth.index(len(kept)), *inside, *outside]
+            return np.array(genes, dtype=np.int64)
+        largest = [len(values) - 1 for _, values in self.ranks]
+        dropped = [len(self.kv_groups) - 1, len(self.heads_per_group) - 1, len(self.ffn) - 1, 0, *largest]
         by_index = {layer.index: layer for layer in architecture.layers}
         genes = [
             gene
             for index in range(len(self.layer_order))
-            for gene in ([*self._layer_genes(by_index[index], widths), 1] if index in by_index else dropped)
+            for gene in (
+                [*self._layer_genes(by_index[index], widths), 1, *_rank_genes(self.ranks, by_index[index].ranks)]
+                if index in by_index
+                else dropped
+            )
         ]
-        return np.array(shared + genes, dtype=np.int64)
+        return np.array(shared + genes + outside, dtype=np.int64)
 
     def decode(self, genome: np.ndarray | Sequence[int]) -> Architecture:
         """Inverse of :meth:`encode`; an impossible number of layers is mended by the order of their importance.
@@ -233,16 +278,21 @@ class SearchSpace:
                 f"a genome of this space has {len(self.gene_sizes)} indices below {self.gene_sizes}, got {genes}"
             )
         hidden, head_dim = self.hidden[genes[0]], self.head_dim[genes[1]]
+        outside = _ranks_of(self.shared_ranks, genes[len(genes) - len(self.shared_ranks) :])
         if self.kind == "joint":
-            g, h, f, d = genes[2:]
+            g, h, f, d = genes[2:6]
             shape = (self.kv_groups[g], self.heads_per_group[h], head_dim, self._ffn_width(self.ffn[f], hidden))
-            return Architecture(hidden, tuple(LayerChoice(i, *shape) for i in self._most_important(self.depth[d])))
-        rows = [genes[2 + 4 * i : 6 + 4 * i] for i in range(len(self.layer_order))]
+            ranks = _ranks_of(self.ranks, genes[6 : 6 + len(self.ranks)])
+            kept = self._most_important(self.depth[d])
+            return Architecture(hidden, tuple(LayerChoice(i, *shape, ranks) for i in kept), outside)
+        width = 4 + len(self.ranks)  # genes of a layer
+        rows = [genes[2 + width * i : 2 + width * (i + 1)] for i in range(len(self.layer_order))]
         layers = []
         for index in self._mended([i for i, row in enumerate(rows) if row[3]]):
-            g, h, f, _ = rows[index]
-            layers.append(LayerChoice(index, self.kv_groups[g], self.heads_per_group[h], head_dim, int(self.ffn[f])))
-        return Architecture(hidden, tuple(layers))
+            g, h, f, _, *r = rows[index]
+            sizes = (self.kv_groups[g], self.heads_per_group[h], head_dim, int(self.ffn[f]))
+            layers.append(LayerChoice(index, *sizes, _ranks_of(self.ranks, r)))
+        return Architecture(hidden, tuple(layers), outside)
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """Every distinct architecture one step of one gene away."""
@@ -267,12 +317,13 @@ class SearchSpace:
         """Exact number of distinct architectures, of any magnitude."""
         shared = len(self.hidden) * len(self.head_dim)
         attention = len(self.kv_groups) * len(self.heads_per_group)
+        inside, outside = (math.prod(len(v) for _, v in choices) for choices in (self.ranks, self.shared_ranks))
         if self.kind == "joint":
             # Two ratios may round to one width, so widths are counted for every residual width.
             widths = sum(len({self._ffn_width(ratio, hidden) for ratio in self.ffn}) for hidden in self.hidden)
-            return widths * len(self.head_dim) * attention * len(self.depth)
-        layer = attention * len(self.ffn)
-        return shared * sum(math.comb(len(self.layer_order), depth) * layer**depth for depth in self.depth)
+            return widths * len(self.head_dim) * attention * len(self.depth) * inside * outside
+        layer = attention * len(self.ffn) * inside
+        return shared * outside * sum(math.comb(len(self.layer_order), depth) * layer**depth for depth in self.depth)
 
     def __len__(self) -> int:
         size = self.size
@@ -283,19 +334,26 @@ class SearchSpace:
     # ---------------------------------------------------------------- values
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        """``ranks`` and ``shared_ranks`` stand in it where there are adapters alone."""
+        plain: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.__dict__.items()
             if name in self.__dataclass_fields__
         }
+        for name in _RANKS:
+            choices = plain.pop(name)
+            plain |= {name: {group: list(values) for group, values in choices}} if choices else {}
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
         """Inverse of ``to_dict``. Raises ValueError where a field is missing or unknown."""
         try:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            for name in _RANKS:
+                fields[name] = tuple((group, tuple(values)) for group, values in data.get(name, {}).items())
             return cls(**fields)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a search space: {error}") from error
 
     def with_layer_order(self, layer_order: Iterable[int]) -> SearchSpace:
@@ -342,3 +400,23 @@ def _index(axis: str, choices: Sequence[int], value: int) -> int:
 
 def _draw(rng: np.random.Generator, choices: Sequence[Any]) -> Any:
     return choices[int(rng.integers(len(choices)))]
+
+
+def _rank_key(group: str) -> str:
+    return f"rank.{group}"
+
+
+def _draw_ranks(rng: np.random.Generator, choices: RankChoices) -> Ranks:
+    return tuple((group, _draw(rng, values)) for group, values in choices)
+
+
+def _ranks_of(choices: RankChoices, genes: Sequence[int]) -> Ranks:
+    return tuple((group, values[gene]) for (group, values), gene in zip(choices, genes, strict=True))
+
+
+def _rank_genes(choices: RankChoices, ranks: Ranks) -> list[int]:
+    """Indices into the choices. Raises ValueError where a rank is not among them, or a group is unknown or missing."""
+    if tuple(group for group, _ in choices) != tuple(group for group, _ in ranks):
+        there = ", ".join(group for group, _ in choices) or "none"
+        raise ValueError(f"adapters {[group for group, _ in ranks]} are not those of the space: {there}")
+    return [_index(_rank_key(group), values, rank) for (group, values), (_, rank) in zip(choices, ranks, strict=True)]

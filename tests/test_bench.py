@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from nas_llm import cli
+from nas_llm.benchmarks.adapters import AdaptersBenchmark
 from nas_llm.benchmarks.distillation import DistillationBenchmark
 from nas_llm.benchmarks.losses import Problem, plain, recomputed, recorded
+from nas_llm.benchmarks.quantization import QuantizationBenchmark
 from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark, medians, table
+from nas_llm.benchmarks.sparsifying import WAYS
+from nas_llm.benchmarks.sparsity import SparsityBenchmark
 from nas_llm.benchmarks.steps import ARCHITECTURES, llama
+from nas_llm.models.block_walk import projections
 from nas_llm.models.supernet import Supernet
 from nas_llm.run_directory import read_metrics
 
@@ -94,3 +99,50 @@ def test_impossible_sizes_of_the_distillation_benchmark_are_refused():
         DistillationBenchmark(hidden=8, student_hidden=9)
     with pytest.raises(ValueError, match=r"bench\.vocabulary=0"):
         DistillationBenchmark(vocabulary=0)
+
+
+def test_what_making_a_network_sparse_has_to_hold_is_the_networks_own_arithmetic(monkeypatch):
+    bench = SparsityBenchmark(repeats=3, batches=3, batch_size=2, sequence_length=5)
+    block = projections(Supernet(llama()))[0]
+    read = {p.name.rpartition(".")[2]: p.weight.shape[1] ** 2 for p in block}
+    hessians = sum(read[name] for name in ("q_proj", "o_proj", "gate_proj", "down_proj"))
+    numbers = {"block": sum(p.weight.numel() for p in block), "hidden states": 30 * 512, "Hessians": hessians}
+    assert bench.needed_mib("sparsegpt") == {name: 4 * number / 2**20 for name, number in numbers.items()}
+    assert bench.needed_mib("wanda").keys() == {"block", "hidden states"}
+    peaks = [400.0, 110.0, 200.0]
+    monkeypatch.setattr(
+        SparsityBenchmark, "_measure", lambda self, way: {"peak_mib": peaks.pop(), "before_mib": 100.0, "seconds": 1.0}
+    )
+    assert bench.figure("magnitude").value == pytest.approx(100.0 / bench.needed_mib("magnitude")["block"])
+    assert {"magnitude", "wanda", "sparsegpt"} < WAYS.keys()
+    with pytest.raises(ValueError, match=r"bench\.batches=0"):
+        SparsityBenchmark(batches=0)
+
+
+def test_gptqs_memory_is_measured_in_a_process_of_its_own(monkeypatch):
+    bench = QuantizationBenchmark(1, 1, layers=2, hidden=64, ffn=96, records=2, sequence_length=8, group_size=32)
+    measured = bench._measure()
+    assert 0 <= measured["peak_mib"] - measured["before_mib"] < 500
+    assert measured["model_mib"] == pytest.approx(4 * (2 * 64 * (4 * 64 + 3 * 96 + 2) + 64 * 2001) / 2**20)
+    assert bench.block_mib == 4 * (4 * 64**2 + 3 * 64 * 96 + 3 * 64**2 + 96**2) / 2**20
+    peaks = [5.0, 3.0, 4.0]
+    monkeypatch.setattr(
+        QuantizationBenchmark, "_measure", lambda self: {**measured, "before_mib": 1.0, "peak_mib": peaks.pop()}
+    )
+    (figure,) = QuantizationBenchmark(3, 1)(say=lambda line: None)
+    assert figure.value == pytest.approx(3.0 / QuantizationBenchmark(3, 1).block_mib)
+    with pytest.raises(ValueError, match=r"bench\.layers=0"):
+        QuantizationBenchmark(layers=0)
+
+
+def test_the_arithmetic_of_masked_adapters_and_a_short_run():
+    bench = AdaptersBenchmark(repeats=2, width=64, tokens=32, rank=4)
+    w, t, r = 64, 32, 4
+    plain = 2 * t * w * w + 3 * (2 * t * w * r)  # y and dL/dx of the weight; A and B, their inputs' and own gradients
+    masked = 3 * t * w * w + 3 * w * w * r  # y, dL/dx, dL/dW; B A and the gradients of both
+    assert bench.flops_ratio == pytest.approx(masked / plain)
+    (figure,) = bench(say=lambda line: None)
+    assert figure.value > 0
+    assert figure.limit == 1.8
+    with pytest.raises(ValueError, match=r"bench\.rank=128: allowed is at most bench\.width=64"):
+        AdaptersBenchmark(width=64, rank=128)

@@ -15,7 +15,14 @@ from nas_llm.config_types import describe, fits
 from nas_llm.launch import checked
 
 OPTIONS = [(group, option) for group in groups(config_dir()) for option in options(config_dir(), group)]
-PARTNERS = {"sampler=standard": ["distillation=none"]}  # what an option cannot do without
+PARTNERS = {  # what an option cannot do without
+    "sampler=standard": ["distillation=none"],
+    **{
+        f"sparsity={method}": ["trainer.max_steps=0", "scheduler=none"]
+        for method in ("magnitude", "wanda", "sparsegpt")
+    },
+    **{f"quantization={method}": ["trainer.max_steps=0", "scheduler=none"] for method in ("rtn", "gptq")},
+}
 
 
 INNER_GROUPS = inner_groups(config_dir())
@@ -159,6 +166,31 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("distillation.max_ratio=-1", "distillation.max_ratio=-1"),
         ("hidden_matching=mse hidden_matching.weight=0", "hidden_matching.weight=0"),
         ("hidden_matching.weight=2", "hidden_matching.weight=2 cannot take effect"),
+        (
+            "sparsity=wanda",
+            "sparsity=Wanda cannot take effect ... trainer.max_steps=0 scheduler=none ... sparsity=none",
+        ),
+        ("trainer.max_steps=0", "trainer.max_steps=0: allowed is 1 or more optimizer steps"),
+        ("sparsity=wanda sparsity.sparsity=1", "sparsity.sparsity=1: allowed is the fraction of zeros"),
+        (
+            "sparsity=wanda sparsity.pattern=2:4",
+            "sparsity.sparsity=0.5 and sparsity.pattern=2:4 ... sparsity.sparsity=null",
+        ),
+        ("sparsity=magnitude sparsity.sparsity=null", "set sparsity.sparsity=0.5, or sparsity.pattern=2:4"),
+        ("sparsity=magnitude sparsity.sparsity=null sparsity.pattern=4:4", "sparsity.pattern=4:4: allowed is N:M"),
+        ("sparsity=sparsegpt sparsity.damping=-1", "sparsity.damping=-1"),
+        (
+            "quantization=gptq",
+            "quantization=GPTQ cannot take effect where all weights are trained ... trainer.max_steps=0 ... =none",
+        ),
+        ("quantization=rtn quantization.bits=9", "quantization.bits=9: allowed are 2 to 8 bits"),
+        ("quantization=rtn quantization.group_size=0", "quantization.group_size=0: allowed is 1 or more"),
+        ("quantization=gptq quantization.damping=-1", "quantization.damping=-1: allowed is 0 or more"),
+        ("quantization=rtn quantization.damping=0.1", "quantization.damping=0.1 is not known"),
+        ("quantization=gtpq", "quantization=gtpq is not known: did you mean quantization=gptq?"),
+        ("sparsity=wanda sparsity.block_size=8", "sparsity.block_size=8 is not known"),
+        ("sparsity=wanda sparsity.targets=q_proj", "sparsity.targets=q_proj is not allowed: it must be a list of text"),
+        ("sparsity=wnda", "sparsity=wnda is not known: did you mean sparsity=wanda?"),
         ("search/initial=depth", "search/initial=depth is not known: did you mean search/initial=depth_only"),
         ("search.initial.point=3", "search.initial"),
         ("search_space=width_onl", "did you mean search_space=width_only"),
@@ -360,6 +392,9 @@ def test_recorded_paths_stay_valid_in_other_directories(tmp_path: Path) -> None:
     OmegaConf.save(["data=text", "data.path='my data.txt'", "model.path=hub/name"], tmp_path / text.RECORD)
     OmegaConf.save({"hydra": {"runtime": {"cwd": str(tmp_path)}}}, tmp_path / ".hydra" / "hydra.yaml")
     assert text.recorded(tmp_path) == ["data=text", f"data.path='{tmp_path}/my data.txt'", "model.path=hub/name"]
+    OmegaConf.save(["a.test_path=['my data.txt',gone.json,/x/y.json]"], tmp_path / text.RECORD)
+    (listed,) = text.parse(text.recorded(tmp_path))
+    assert listed.value() == [f"{tmp_path}/my data.txt", "gone.json", "/x/y.json"]
     with pytest.raises(ValueError, match="holds no run"):
         text.recorded(tmp_path / "other")
 

@@ -49,13 +49,15 @@ ALLOWED: dict[str, set[str]] = {
     | {"models", "data", "distillation", "samplers", "search", "reporting", "config"},
     **{room: VALUES | FILES | {"models"} for room in MIDDLE},
 }
-ALLOWED["objectives"] |= {"evaluation"}
+ALLOWED["evaluation"] |= {"data"}  # questions from files, and the tokens that training gives a prompt
+ALLOWED["objectives"] |= {"evaluation", "data", "peft"}  # latency may be measured with adapters merged
 ALLOWED["importance"] |= {
     "objectives",
     "evaluation",
 }  # the loss that it differentiates, and that a block's removal costs
 ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
+ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors"}
 ALLOWED["launch"] = FILES | {"stages", "stage_reads", "config", "config_effects", "config_errors"}
 ALLOWED["launch"] |= {"overrides", "reporting"}

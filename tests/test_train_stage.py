@@ -266,6 +266,50 @@ def test_what_only_lightning_or_the_model_can_judge_is_one_line_and_leaves_nothi
     assert not (tmp_path / "run").exists()
 
 
+def test_a_sparse_network_is_searched_as_it_is_and_its_zeros_are_exported(base, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    pattern = ["sparsity=sparsegpt", "sparsity.sparsity=null", "sparsity.pattern=2:4", "sparsity.targets=[up_proj]"]
+    command = arguments(
+        base, run_dir, *pattern, "trainer.max_steps=0", "scheduler=none", "trainer.val_check_interval=null"
+    )
+    assert cli.run(command) == 0
+    assert "sparsity: 50.0% of the 4,608 weights of 3 linear modules are zero" in capsys.readouterr().out
+    assert read_json(run_dir / "sparsity.json")["overall"] == {"zeros": 2304, "size": 4608, "sparsity": 0.5}
+    for name, weight in weights(run_dir).items():
+        groups = (weight.unflatten(-1, (-1, 4)) == 0).sum(-1) if weight.dim() == 2 else (weight == 0)
+        assert (groups == (2 if "up_proj" in name else 0)).all(), name
+    assert len(list((run_dir / "subnets").iterdir())) == 3
+    assert read_json(run_dir / "fingerprints.json")["sparsity"]["pattern"] == "2:4"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "sparsity.targets=[qkv]",
+            "sparsity.targets=[qkv]: qkv is no linear module of the blocks; allowed are q_proj,",
+        ),
+        (
+            "sparsity.sparsity=null sparsity.pattern=2:5",
+            "sparsity.pattern=2:5 does not divide the width of model.layers.0",
+        ),
+    ],
+)
+def test_sparsity_that_the_network_cannot_have_is_one_line_and_leaves_nothing(base, tmp_path, capsys, override, says):
+    given = [
+        "sparsity=wanda",
+        *override.split(),
+        "trainer.max_steps=0",
+        "scheduler=none",
+        "trainer.val_check_interval=null",
+    ]
+    assert cli.run(arguments(base, tmp_path / "run", *given)) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"nas-llm: error: {says}")
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_magnitude_needs_no_calibration_data(base, tmp_path):
     settings = ["importance=magnitude", "data.calibration_size=0", "search=none", "trainer.max_steps=1"]
     command = [a for a in arguments(base, tmp_path / "run", *settings) if "search." not in a]

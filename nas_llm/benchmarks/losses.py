@@ -102,14 +102,14 @@ def main(way: str, dtype: str, threads: int, vocabulary: int, tokens: int, hidde
     loss = {"plain": plain, "recorded": recorded, "recomputed": recomputed}[way]
     loss(Problem.random(64, 4, 8, 4, DTYPES[dtype])).backward()  # libraries hold more from their first call on
     problem = Problem.random(vocabulary, tokens, hidden, student_hidden, DTYPES[dtype])
-    before, start = _resident_mib(), time.perf_counter()
+    before, start = resident_mib(), time.perf_counter()
     value = loss(problem)
     value.backward()
     seconds = time.perf_counter() - start
     print(json.dumps({"peak_mib": peak_mib(), "before_mib": before, "seconds": seconds, "loss": value.item()}))
 
 
-def _resident_mib() -> float:
+def resident_mib() -> float:
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20

@@ -41,14 +41,20 @@ class DataFiles:
         self, read: Callable[[Source, int | None], TokenRecords], signature: Mapping[str, Any]
     ) -> dict[str, TokenRecords]:
         """`train` (all of `path`) and each held-out split that has a path of its own, read once and cached."""
-        own = {split: path for split in HELD_OUT if (path := self.paths[split])}
+        own = [split for split in HELD_OUT if self.paths[split]]
         records = {}
-        for split, path in {"train": self.path, **own}.items():
+        for split in ("train", *own):
             limit = self.max_records if split == "train" else None
-            source = open_source(path, "data.path" if split == "train" else f"data.{split}_path", self.subset)
+            source = self.source(split)
             key = {**signature, "source": source.digest(), "limit": limit}
             records[split] = cached_records(lambda s=source, n=limit: read(s, n), key, self.cache_dir)  # type: ignore[misc]
         return records
+
+    def source(self, split: str) -> Source:
+        """What `split` is read from: `path` for "train", a held-out split's own path where it has one."""
+        path = self.path if split == "train" else self.paths[split]
+        assert path, f"{split} has no path of its own"
+        return open_source(path, "data.path" if split == "train" else f"data.{split}_path", self.subset)
 
     def split(self, records: Mapping[str, TokenRecords], block_length: int | None = None) -> dict[str, TokenRecords]:
         """The four disjoint splits of what `tokenise` gave."""

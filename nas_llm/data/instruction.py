@@ -13,6 +13,7 @@ import numpy as np
 from nas_llm.data.cache import adds_bos, encode, tokenizer_digest
 from nas_llm.data.files import DataFiles, check_sequence_length
 from nas_llm.data.module import SplitDataModule
+from nas_llm.data.questions import Question, question
 from nas_llm.data.records import TokenRecords
 from nas_llm.data.sources import Row, Source, text_field
 from nas_llm.data.template import WITH_INPUT, WITHOUT_INPUT, alpaca_prompt
@@ -78,6 +79,19 @@ class InstructionData(SplitDataModule):
         pairs = self._tokenise() if self._pairs is None else self._pairs
         return self.files.split({name: self._fit(name, records) for name, records in pairs.items()})
 
+    def questions(self, split: str) -> list[Question]:
+        """The records of a split, in its order; how an answer is read follows from the record's own `answer`."""
+        wanted = self.dataset(split).keys()
+        pairs = self._tokenise() if self._pairs is None else self._pairs
+        name = split if split in pairs else "train"
+        kept = self._kept(pairs[name])
+        rows: dict[bytes, int] = {}
+        for row, key in zip(kept, self._fit(name, pairs[name]).keys(), strict=True):
+            rows.setdefault(key, int(row))
+        limit = self.files.max_records if name == "train" else None
+        found = list(islice(self.files.source(name).rows(), limit))
+        return [question(row, where) for where, row in (found[rows[key]] for key in wanted)]
+
     def _tokenise(self) -> dict[str, TokenRecords]:
         signature = {
             "kind": "instruction 1",
@@ -99,9 +113,9 @@ class InstructionData(SplitDataModule):
 
     def _fit(self, name: str, records: TokenRecords) -> TokenRecords:
         """Cut to sequence_length; records whose prompt alone fills it are left out where the prompt bears no loss."""
-        masked = records.masked if self.mask_prompt else np.zeros_like(records.masked)
+        masked = self._masked(records)
         long = int((records.lengths > self.sequence_length).sum())
-        kept = np.flatnonzero(masked < self.sequence_length)
+        kept = self._kept(records)
         if long:
             log.info(
                 "%s: %d of %d records are longer than %d tokens and cut", name, long, len(records), self.sequence_length
@@ -116,6 +130,14 @@ class InstructionData(SplitDataModule):
         return TokenRecords.from_lists(
             [records.ids(int(i))[: self.sequence_length] for i in kept], masked[kept].tolist()
         )
+
+    def _masked(self, records: TokenRecords) -> np.ndarray:
+        """How many leading tokens of each record bear no loss, (records,)."""
+        return records.masked if self.mask_prompt else np.zeros_like(records.masked)
+
+    def _kept(self, records: TokenRecords) -> np.ndarray:
+        """Indices of the records that something is learned from."""
+        return np.flatnonzero(self._masked(records) < self.sequence_length)
 
 
 def encode_outputs(

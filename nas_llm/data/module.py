@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningDataModule
 
 from nas_llm.data.loader import Collate, EvalLoader, TrainLoader
+from nas_llm.data.questions import Question
 from nas_llm.data.records import TokenRecords
 
 if TYPE_CHECKING:
@@ -56,11 +57,21 @@ class SplitDataModule(LightningDataModule):
 
     def dataset(self, split: str) -> TokenRecords:
         """One split: sized and indexable, of records `{"input_ids", "labels"}`."""
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+        refuse_unknown_split(split)
         if self._datasets is None:
             raise RuntimeError("call prepare_data() and setup() first")
         return self._datasets[split]
+
+    def questions(self, split: str) -> list[Question]:
+        """The records of one split as questions that a network can be asked, with their answers.
+
+        Raises ValueError where the data are no questions, or a record has no answer.
+        """
+        raise ValueError(
+            f"{type(self).__name__} holds no questions with answers, which objectives=[generated_accuracy] asks: "
+            "choose data=microworld, data=instruction, data=commonsense or data=math, or name files with questions "
+            "(objectives.generated_accuracy.validation_path=, objectives.generated_accuracy.test_path=)"
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,6 +141,12 @@ class SplitDataModule(LightningDataModule):
 
     def _pin_memory(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def refuse_unknown_split(split: str) -> None:
+    """Raises ValueError for any other name than SPLITS."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
 
 
 def _at_least(key: str, value: int, minimum: int) -> None:

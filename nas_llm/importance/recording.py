@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from nas_llm.models.axes import Layout
-from nas_llm.models.elastic import ElasticModule
+from nas_llm.models.elastic import ElasticModule, whole_weights
 from nas_llm.models.modes import evaluating
 from nas_llm.models.supernet import Supernet
 
@@ -40,8 +40,7 @@ class Reader:
     @property
     def weight(self) -> Tensor:
         """Shape (out, in), whichever way the module stores it."""
-        weight = self.module._parameters["weight"]
-        assert weight is not None
+        _, weight = whole_weights(self.module)["weight"]
         return weight.T if isinstance(self.module, Conv1D) else weight
 
 

@@ -102,6 +102,7 @@ class SupernetModule(LightningModule):
         self.hidden_matching, self.teacher_logits = hidden_matching, teacher_logits
         # In a tuple, so that it is no child: neither trained, nor saved, nor set to training mode.
         self._frozen = (copy.deepcopy(supernet).eval().requires_grad_(False),) if teacher == "frozen" else ()
+        self.strict_loading = not supernet.attached  # checkpoints hold the adapters alone
         self._teacher_identity = teacher_identity(self.frozen_teacher)
         if gradient_checkpointing:
             supernet.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -263,9 +264,20 @@ class SupernetModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["nas_llm"] = self._identity()
+        if self.supernet.attached:
+            trained = self._trained()
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         refuse_other(checkpoint, self._identity())
+        if self.supernet.attached and checkpoint["state_dict"].keys() != self._trained():
+            raise ValueError(
+                "ckpt_path: the checkpoint is of other adapters than this run's: resume with the same peft settings, "
+                "or start a new run_dir"
+            )
+
+    def _trained(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _identity(self) -> dict[str, Any]:
         return {

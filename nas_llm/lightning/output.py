@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from nas_llm.distillation.chunked import ChunkLoss, OutputLayer, chunked_loss
 from nas_llm.distillation.mix import IGNORED, hard_loss
+from nas_llm.models.quantized_linear import QuantizedLinear
 
 # Logits held at a time: small enough for a CPU's cache, large enough to fill a GPU.
 _CHUNK_NUMBERS = {"cpu": 2**22}
@@ -98,7 +99,9 @@ def output_layer(model: PreTrainedModel, hidden: int, dtype: torch.dtype) -> Out
             f"training.teacher_logits=recomputed: the output layer of {type(model).__name__} is not linear; "
             "set training.teacher_logits=recorded"
         )
-    weight, bias = head._parameters["weight"], head._parameters.get("bias")  # whole: the attributes are slices
+    quantized = isinstance(head, QuantizedLinear)
+    weight = head.weight if quantized else head._parameters["weight"]  # whole: the attributes are slices
+    bias = head._parameters.get("bias")
     assert weight is not None
     return OutputLayer(
         weight.detach()[:, :hidden].to(dtype), None if bias is None else bias.detach().to(dtype), softcap

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nas_llm.lightning.module import SupernetModule
 from nas_llm.lightning.supernet_search import SupernetSearch
+from nas_llm.peft.lora import Lora
+from nas_llm.peft.saving import save_supernet
 from nas_llm.search import Front, SearchOutcome
 from nas_llm.search.archive import Evaluation
 
@@ -27,10 +29,17 @@ class ParetoSearch(Callback):
         run_dir: ``supernet/`` and what the search writes go there.
         tokenizer: saved with the super-network.
         search: None only saves.
+        peft: what put the adapters into the super-network; None where it has none.
     """
 
-    def __init__(self, run_dir: Path, tokenizer: PreTrainedTokenizerBase, search: SupernetSearch | None) -> None:
-        self.run_dir, self.tokenizer, self.search = run_dir, tokenizer, search
+    def __init__(
+        self,
+        run_dir: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        search: SupernetSearch | None,
+        peft: Lora | None = None,
+    ) -> None:
+        self.run_dir, self.tokenizer, self.search, self.peft = run_dir, tokenizer, search, peft
         self.outcome: SearchOutcome | None = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,7 +47,7 @@ class ParetoSearch(Callback):
         # Lightning has moved the model off its device by now.
         supernet = pl_module.supernet.to(trainer.strategy.root_device).eval()
         if trainer.is_global_zero:
-            supernet.save(self.run_dir / SUPERNET, tokenizer=self.tokenizer)
+            save_supernet(supernet, self.run_dir / SUPERNET, tokenizer=self.tokenizer, peft=self.peft)
         trainer.strategy.barrier()
         if self.search is not None:
             self.outcome = self.search(supernet, trainer.global_step, partial(_log, trainer))

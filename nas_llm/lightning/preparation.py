@@ -1,4 +1,5 @@
-"""Before training: score the units of the network on calibration data and sort it, or sort it as the run had it."""
+"""Before training: score the units of the network on calibration data and sort it, make it sparse, quantise it; or as
+the run had it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ from torch import Tensor
 
 from nas_llm.importance.scores import read_scores_of, write_scores
 from nas_llm.models.supernet import Supernet
-from nas_llm.run_directory import IMPORTANCE_FILE, is_main_process
+from nas_llm.quantization import Quantization
+from nas_llm.quantization.recorded import read_quantized_layers, write_quantized_layers
+from nas_llm.quantization.recorded import summary as quantization_summary
+from nas_llm.run_directory import IMPORTANCE_FILE, QUANTIZED_WEIGHTS_FILE, SPARSE_WEIGHTS_FILE, is_main_process
+from nas_llm.sparsity import Sparsity
+from nas_llm.sparsity.recorded import read_sparse_weights, summary, write_sparse_weights
 
 Batches = Iterable[Mapping[str, Tensor]]
 Importance = Callable[[Supernet, Batches], dict[str, Tensor]]
@@ -43,6 +49,56 @@ def sort_by_importance(
     if not recorded and is_main_process():
         write_scores(scores, run_dir, method=repr(importance), supernet=supernet)
     supernet.sort(scores)
+
+
+def sparsify(
+    supernet: Supernet, sparsity: Sparsity | None, batches: Callable[[], Batches], run_dir: Path, *, resumes: bool
+) -> None:
+    """Make ``supernet`` sparse; None leaves it as it is.
+
+    Patterns lie along neighbouring weights, so that the network is sorted before. A resumed run, and the ranks that the
+    first one starts, take the weights that lie in ``run_dir``; otherwise they are computed, and the first rank writes
+    and prints what came of it.
+
+    Raises:
+        ValueError: the weights in ``run_dir`` are of another network; and what ``sparsity`` raises.
+    """
+    if sparsity is None:
+        return
+    if (resumes or not is_main_process()) and (run_dir / SPARSE_WEIGHTS_FILE).is_file():
+        read_sparse_weights(supernet, run_dir)
+        return
+    counts = sparsity(supernet, WhenAsked(batches))
+    if is_main_process():
+        write_sparse_weights(supernet, counts, run_dir, method=repr(sparsity))
+        print(summary(supernet, counts))
+
+
+def quantize(
+    supernet: Supernet,
+    quantization: Quantization | None,
+    batches: Callable[[], Batches],
+    run_dir: Path,
+    *,
+    resumes: bool,
+) -> None:
+    """Quantise ``supernet``, once it is sorted and sparse; None leaves it as it is.
+
+    A resumed run, and the ranks that the first one starts, take the layers that lie in ``run_dir``; otherwise they are
+    computed, and the first rank writes and prints what came of it.
+
+    Raises:
+        ValueError: the layers in ``run_dir`` are of another network; and what ``quantization`` raises.
+    """
+    if quantization is None:
+        return
+    if (resumes or not is_main_process()) and (run_dir / QUANTIZED_WEIGHTS_FILE).is_file():
+        read_quantized_layers(supernet, run_dir)
+        return
+    report = quantization(supernet, WhenAsked(batches))
+    if is_main_process():
+        write_quantized_layers(supernet, report, run_dir, method=repr(quantization))
+        print(quantization_summary(report))
 
 
 @dataclass(frozen=True)

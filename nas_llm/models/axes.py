@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from nas_llm.architecture import LayerChoice
+from nas_llm.architecture import LayerChoice, Ranks
 
 Sizes = Mapping[str, int]
 """Number of units per axis name."""
@@ -194,7 +194,7 @@ def count(layout: tuple[Layout, ...], sizes: Sizes) -> int:
     return prod(dimension.size(sizes) for dimension in layout)
 
 
-def sizes_of(hidden: int, choice: LayerChoice) -> Sizes:
+def sizes_of(hidden: int, choice: LayerChoice) -> dict[str, int]:
     """Sizes of the axes that one block sees."""
     return {
         "hidden": hidden,
@@ -202,7 +202,26 @@ def sizes_of(hidden: int, choice: LayerChoice) -> Sizes:
         "heads_per_group": choice.heads_per_group,
         "head_dim": choice.head_dim,
         "ffn": choice.ffn,
+        **rank_sizes(choice.ranks),
     }
+
+
+def layout_axes(layout: Layout) -> frozenset[str]:
+    """Names of the axes that run along a dimension."""
+    if isinstance(layout, Axis):
+        return frozenset((layout.name,))
+    inner = layout.factors if isinstance(layout, Product) else layout.parts if isinstance(layout, Concat) else ()
+    return frozenset().union(*map(layout_axes, inner))
+
+
+def rank_axis(group: str) -> Axis:
+    """The axis of the ranks of a group of adapters."""
+    return Axis(f"rank.{group}")
+
+
+def rank_sizes(ranks: Ranks) -> dict[str, int]:
+    """Sizes of the axes of ranks."""
+    return {rank_axis(group).name: rank for group, rank in ranks}
 
 
 def _factors(layout: Layout) -> tuple[Layout, ...]:

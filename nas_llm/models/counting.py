@@ -1,7 +1,8 @@
 """Parameters and multiply-accumulates of sub-networks: arithmetic on axis sizes, no tensor touched.
 
 Every count of one block is a polynomial in the residual width, a + b hidden + c hidden^2, whose coefficients depend
-on the block's own shape alone; they are kept per shape, so that a whole architecture costs one look-up per layer.
+on the block's own shape (and the ranks of its adapters) alone; they are kept per shape, so that a whole architecture
+costs one look-up per layer.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.models.axes import Layout, count, sizes_of
+from nas_llm.architecture import Architecture, LayerChoice, Ranks
+from nas_llm.models.axes import Fixed, Layout, count, rank_sizes, sizes_of
 
 if TYPE_CHECKING:
     from nas_llm.models.elastic import ElasticModule
 
 Polynomial = tuple[int, int, int]
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, int, int, int, Ranks]
 Weights = tuple[tuple[Layout, ...], ...]
 
 
@@ -48,21 +49,30 @@ class Costs:
         weights = _weights(shared, seen)
         layer_weights = tuple(_weights(layer, seen) for layer in layers)
         layer_projections = tuple(_projections(layer) for layer in layers)
-        if full.is_uniform and len(set(layer_weights)) == len(set(layer_projections)) == 1:  # a table for every layer
+        same = full.is_uniform and len({layer.ranks for layer in full.layers}) == 1
+        if same and len(set(layer_weights)) == len(set(layer_projections)) == 1:  # a table for every layer
             layer_weights, layer_projections = layer_weights[:1], layer_projections[:1]
         return cls(full, weights, _projections(shared), layer_weights, layer_projections)
 
     def num_parameters(self, architecture: Architecture) -> int:
-        hidden = architecture.hidden
-        total = sum(count(layout, {"hidden": hidden}) for layout in self.weights)
+        sizes = self._shared_sizes(architecture)
+        total = sum(count(layout, sizes) for layout in self.weights)
         return total + self._sum(architecture, self.layer_weights, self._parameters)
 
     def macs(self, architecture: Architecture, batch_size: int, sequence_length: int) -> int:
         tokens = batch_size * sequence_length
-        projected = sum(count(layout, {"hidden": architecture.hidden}) for layout in self.projections)
+        sizes = self._shared_sizes(architecture)
+        projected = sum(count(layout, sizes) for layout in self.projections)
         projected += self._sum(architecture, self.layer_projections, self._macs)
         attended = sum(layer.kv_groups * layer.heads_per_group * layer.head_dim for layer in architecture.layers)
         return tokens * (projected + 2 * sequence_length * attended)
+
+    def _shared_sizes(self, architecture: Architecture) -> dict[str, int]:
+        sizes = {"hidden": architecture.hidden}
+        if self.full.ranks:
+            architecture.refuse_misfit(self.full)
+            sizes |= rank_sizes(self.full.ranks) | rank_sizes(architecture.ranks)
+        return sizes
 
     def _sum(
         self, architecture: Architecture, layouts: tuple[Weights, ...], kept: dict[tuple[int, Shape], Polynomial]
@@ -75,12 +85,12 @@ class Costs:
         for layer in layers:
             key = (
                 0 if same else layer.index,
-                (layer.kv_groups, layer.heads_per_group, layer.head_dim, layer.ffn),
+                (layer.kv_groups, layer.heads_per_group, layer.head_dim, layer.ffn, layer.ranks),
             )
             terms = kept.get(key)
             if terms is None:
                 architecture.refuse_misfit(full)  # a shape that was counted before fits
-                terms = kept[key] = _polynomial(layouts[key[0]], layer)
+                terms = kept[key] = _polynomial(layouts[key[0]], layer, full.layers[layer.index].ranks)
             a += terms[0]
             b += terms[1]
             c += terms[2]
@@ -90,22 +100,27 @@ class Costs:
 def _weights(modules: Sequence[ElasticModule], seen: set[int]) -> Weights:
     found = []
     for module in modules:
-        for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found.append(module.elastic_layouts[name])
+        for name, layout in module.elastic_layouts.items():
+            weight = id(module._parameters.get(name, module))  # that of a quantised layer is no parameter, and not tied
+            if weight not in seen:
+                seen.add(weight)
+                found.append(layout)
     return tuple(found)
 
 
 def _projections(modules: Sequence[ElasticModule]) -> Weights:
-    return tuple(module.elastic_layouts["weight"] for module in modules if isinstance(module, nn.Linear | Conv1D))
+    linear = [module.elastic_layouts["weight"] for module in modules if isinstance(module, nn.Linear | Conv1D)]
+    # Of an embedding's adapter the first matrix, which holds the vocabulary, is looked up and the second multiplied.
+    factors = [f for module in modules if isinstance(module, nn.ParameterDict) for f in module.elastic_layouts.values()]
+    return tuple(linear + [layout for layout in factors if not any(isinstance(part, Fixed) for part in layout)])
 
 
-def _polynomial(layouts: Weights, layer: LayerChoice) -> Polynomial:
-    """Coefficients of a count in the residual width, from its values at 0, 1 and 2."""
+def _polynomial(layouts: Weights, layer: LayerChoice, whole: Ranks) -> Polynomial:
+    """Coefficients of a count in the residual width, from its values at 0, 1 and 2; ranks left out are ``whole``."""
 
     def at(hidden: int) -> int:
-        return sum(count(layout, sizes_of(hidden, layer)) for layout in layouts)
+        sizes = rank_sizes(whole) | sizes_of(hidden, layer)
+        return sum(count(layout, sizes) for layout in layouts)
 
     zero, one, two = at(0), at(1), at(2)
     c = (two - 2 * one + zero) // 2

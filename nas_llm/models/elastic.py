@@ -3,7 +3,7 @@
 ``make_elastic`` changes the class of a module in place to a subclass whose ``weight`` and ``bias`` are properties.
 While no sub-network is active they are the parameters themselves, so that state dicts, optimizers, hooks and
 adapters see nothing new. The slices are made inside forward, never before, so that sharded weights stay sharded
-outside of it.
+outside of it. A quantised layer's weight is never cut: ``Supernet`` refuses architectures that would.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from nas_llm.models.axes import Layout, Sizes, take
+from nas_llm.models.quantized_linear import QuantizedLinear
 
 Layouts = dict[str, tuple[Layout, ...]]
 
@@ -61,6 +62,14 @@ def active_parameters(module: ElasticModule) -> dict[str, Tensor]:
     return {name: getattr(module, name) for name, value in module._parameters.items() if value is not None}
 
 
+def whole_weights(module: ElasticModule) -> dict[str, tuple[int, Tensor]]:
+    """Every whole weight by name, after a number that tied weights share; that of a quantised layer is dequantised."""
+    found = {name: (id(value), value.detach()) for name, value in module._parameters.items() if value is not None}
+    if isinstance(module, QuantizedLinear):
+        found["weight"] = (id(module), module.weight)
+    return found
+
+
 def _sliced(name: str) -> property:
     def active(self: ElasticModule) -> Tensor | None:
         parameter = self._parameters[name]
@@ -80,7 +89,9 @@ def _told(size: str) -> property:
 
 def _sizes(module: nn.Module) -> dict[str, Any]:
     """The attributes in which a module repeats the shape of its weight."""
-    weight = module.weight
+    if isinstance(module, QuantizedLinear):  # never cut, and its weight is costly to look at
+        return {}
+    weight = module.weight if "weight" in module._parameters else None
     if not isinstance(weight, Tensor):
         return {}
     if isinstance(module, nn.Linear):
@@ -97,7 +108,8 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
 @cache
 def _elastic_class(plain: type[nn.Module], parameters: tuple[str, ...]) -> type[nn.Module]:
     members: dict[str, Any] = {name: _sliced(name) for name in parameters}
-    for size in ("out_features", "in_features") if issubclass(plain, nn.Linear) else ():
+    told = issubclass(plain, nn.Linear) and not issubclass(plain, QuantizedLinear)
+    for size in ("out_features", "in_features") if told else ():
         members[size] = _told(size)
     for size in ("nx", "nf") if issubclass(plain, Conv1D) else ():
         members[size] = _told(size)

@@ -54,7 +54,7 @@ class Family:
         return LayerChoice(0, groups, heads // groups, head_dim, ffn)
 
     def largest(self, config: PreTrainedConfig) -> Architecture:
-        _, *shape = vars_of(self.shape(config))
+        shape = self.shape(config).shape
         return Architecture(config.hidden_size, tuple(LayerChoice(i, *shape) for i in range(config.num_hidden_layers)))
 
     def elastic_axes(self, config: PreTrainedConfig) -> frozenset[str]:
@@ -83,11 +83,6 @@ class Family:
         if self.grouped:
             keys["num_key_value_heads"] = shape.kv_groups
         return keys
-
-
-def vars_of(choice: LayerChoice) -> tuple[int, ...]:
-    """(index, kv_groups, heads_per_group, head_dim, ffn)."""
-    return (choice.index, *choice.shape)
 
 
 def _prefix_of_frequencies_is_a_model(config: PreTrainedConfig) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nas_llm.models.quantized_linear import quantized_modules
+
 if TYPE_CHECKING:
     from nas_llm.models.supernet import Supernet
 
@@ -20,7 +22,9 @@ def fingerprint(supernet: Supernet) -> str:
     In bfloat16, so that a network has the same one whether it was loaded in that precision or in float32.
     """
     digest = hashlib.sha256()
-    for name, weight in supernet.model.named_parameters():
+    quantized = quantized_modules(supernet.model)
+    weights = [*supernet.model.named_parameters(), *((name, layer.weight) for name, layer in quantized.items())]
+    for name, weight in weights:
         flat = weight.detach().reshape(-1)
         sampled = flat[:: max(1, flat.numel() // SAMPLED)].to("cpu", torch.bfloat16)
         digest.update(f"{name} {tuple(weight.shape)}".encode())

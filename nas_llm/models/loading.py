@@ -33,12 +33,16 @@ from transformers import (
 from nas_llm.architecture import Architecture
 from nas_llm.models.families import FAMILIES, family_of, known_family
 from nas_llm.models.order import FILE_NAME as AXES_ORDER
+from nas_llm.models.packed_checkpoint import BITS_KEY, KEY, is_packed, place, quantization_keys, quantized_layers
+from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
 from nas_llm.run_directory import atomic_path
 
 MODEL_TYPE = "nas_llm"
 WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 EMBEDDED = "microworld_llama, microworld_neox"
+ADAPTER = "adapter"  # the folder of low-rank adapters beside a network's own files
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "nas_llm_adapter.json", "README.md")
 OWN_FILES = (  # patterns of what save_pretrained writes: the model, its card, a super-network's order, its tokenizer
     "config.json",
     "generation_config.json",
@@ -76,7 +80,8 @@ def from_pretrained(
 ) -> PreTrainedModel:
     """Loads a causal language model: a directory (of :func:`save_pretrained` or Hugging Face), a hub or embedded name.
 
-    ``dtype`` None keeps the precision of the file.
+    ``dtype`` None keeps the precision of the file. Weights that :func:`save_pretrained` packed stay packed, in layers
+    that are :class:`~nas_llm.models.quantized_linear.QuantizedLinear`.
 
     Raises:
         ValueError: neither a directory with a model nor loadable from the hub; a family that is not known; a
@@ -93,6 +98,8 @@ def from_pretrained(
         family_of(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
     except (OSError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"model.path={path}: its config.json is not supported ({_one_line(error)})") from error
+    if is_packed(keys) and Path(path).is_dir():
+        return _load_packed(Path(path), keys, precision, attn_implementation)
     optional = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -159,6 +166,8 @@ def save_pretrained(
 ) -> None:
     """Writes ``model`` (and its tokenizer) as safetensors; the directory appears complete or not at all.
 
+    Quantised layers are written packed, as compressed-tensors' ``pack-quantized`` (``models/packed_checkpoint.py``).
+
     ``extra`` writes further files into the directory before it appears; errors name ``setting`` as the key that chose
     the place.
 
@@ -167,6 +176,11 @@ def save_pretrained(
             full or refuses the write.
     """
     target = Path(path)
+    if "peft_config" in vars(model):
+        raise ValueError(
+            f"{target}: the model has adapters beside its weights; merge them first (nas_llm.peft.merging.merge), or "
+            "save the two apart (nas_llm.peft.saving)"
+        )
     _refuse_to_replace(target, setting)
     with atomic_path(target, setting=setting) as folder:
         folder.mkdir()
@@ -184,6 +198,10 @@ def _refuse_to_replace(target: Path, setting: str) -> None:
     found = sorted(target.iterdir()) if target.is_dir() else []
     if found and not (target / "config.json").is_file():
         raise ValueError(f"{target} is not empty and holds no model; choose another directory: {setting}=")
+    adapter = target / ADAPTER
+    inside = sorted(adapter.iterdir()) if adapter.is_dir() else []
+    if inside and all(file.name in ADAPTER_FILES for file in inside):
+        found.remove(adapter)
     for file in found:
         if file.is_dir() or not any(fnmatch(file.name, pattern) for pattern in OWN_FILES):
             raise ValueError(
@@ -201,8 +219,7 @@ def is_stock(model: PreTrainedModel) -> bool:
         stock = _empty(type(model), config)
     except (ValueError, StrictDataclassError):  # sizes that the stock configuration or constructor refuses
         return False
-    ours, theirs = model.state_dict(), stock.state_dict()
-    if {name: weight.shape for name, weight in ours.items()} != {name: weight.shape for name, weight in theirs.items()}:
+    if _shapes(model) != _shapes(stock):
         return False
     row = family_of(config)
     blocks = (model.get_submodule(row.layers).children(), stock.get_submodule(row.layers).children())
@@ -216,7 +233,16 @@ def is_stock(model: PreTrainedModel) -> bool:
         and buffer.shape == buffers[name].shape
         and torch.allclose(buffer.float(), buffers[name].to(buffer.dtype).float(), rtol=1e-5)
         for name, buffer in model.named_buffers()
+        if not isinstance(model.get_submodule(name.rpartition(".")[0]), QuantizedLinear)
     )
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Of every weight and persistent buffer; a quantised layer has that of the weight it stands for."""
+    quantized = quantized_modules(model)
+    held = {f"{name}.{buffer}" for name, layer in quantized.items() for buffer in layer._buffers}
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items() if name not in held}
+    return shapes | {f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in quantized.items()}
 
 
 def _write(model: PreTrainedModel, folder: Path) -> None:
@@ -239,7 +265,7 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
             "nas_llm": origin,
             "transformers_version": transformers.__version__,
         }
-    file.write_text(json.dumps(config, indent=2) + "\n")
+    file.write_text(json.dumps(config | quantization_keys(model), indent=2) + "\n")
 
 
 def _weights_once(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -271,6 +297,72 @@ def _empty(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
         return model_class(config)
 
 
+def _load_packed(
+    folder: Path, keys: Mapping[str, Any], precision: str | torch.dtype, attn_implementation: str | None
+) -> PreTrainedModel:
+    """A stock model with quantised layers: loaded with empty linear layers, whose places the packed ones then take."""
+    config = AutoConfig.from_pretrained(folder)
+    for key in {KEY, BITS_KEY} & keys.keys():
+        delattr(config, key)
+    weights = _read_weights(folder, "model*.safetensors")  # one or several; the order of axes is not theirs
+    own: torch.dtype = config.dtype or torch.float32
+    dtype = precision if isinstance(precision, torch.dtype) else own
+    weights = _cast(weights, dtype)
+    try:
+        layers = quantized_layers(keys, weights)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _not_read(folder, error) from error
+    packed = {name: weight for name, weight in weights.items() if name.rpartition(".")[0] in layers}
+    dense = {name: weight for name, weight in weights.items() if name not in packed or name.endswith(".bias")}
+    for name in layers:  # no memory: one number, seen as a whole weight
+        dense[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(*weights[f"{name}.weight_shape"].tolist())
+    optional = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    model, found = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=dense,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **optional,
+    )
+    other = sorted(name for name, *_ in found["mismatched_keys"])
+    _refuse_incomplete(str(folder), sorted(found["missing_keys"]), other)
+    try:
+        place(model, layers, packed)
+    except (KeyError, ValueError) as error:
+        raise _not_read(folder, error) from error
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _not_read(folder: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"model.path={folder}: its {KEY} is not one that is read ({_one_line(error)}); export it again, or "
+        "dequantise it with transformers: AutoModelForCausalLM.from_pretrained(path, "
+        "quantization_config=CompressedTensorsConfig(dequantize=True)).save_pretrained(other)"
+    )
+
+
+def _read_weights(folder: Path, pattern: str) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise ValueError(f"model.path={folder}: {WEIGHTS} is missing; export it again")
+    try:
+        return {name: weight for file in files for name, weight in load_file(file).items()}
+    except SafetensorError as error:
+        raise ValueError(f"model.path={folder}: a weights file is damaged ({_first_line(error)})") from error
+
+
+def _cast(weights: Mapping[str, torch.Tensor], dtype: torch.dtype | str) -> dict[str, torch.Tensor]:
+    """Floating ones in another precision; "auto" is their own."""
+    if not isinstance(dtype, torch.dtype):
+        return dict(weights)
+    return {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()}
+
+
 def _load_cut(
     folder: Path, keys: Mapping[str, Any], precision: str | torch.dtype, attn_implementation: str | None
 ) -> PreTrainedModel:
@@ -288,20 +380,19 @@ def _load_cut(
             f"model.path={folder}: its config.json does not describe a sub-network ({_one_line(error)}); "
             "export it again"
         ) from error
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise ValueError(f"model.path={folder}: {WEIGHTS} is missing; export it again") from error
-    except SafetensorError as error:
-        raise ValueError(f"model.path={folder}: a weights file is damaged ({_first_line(error)})") from error
-    if isinstance(precision, torch.dtype):  # the weights alone: buffers keep theirs, as in the stock classes
-        weights = {name: weight.to(precision) for name, weight in weights.items()}
+    weights = _cast(_read_weights(folder, WEIGHTS), precision)  # alone: buffers keep theirs, as in the stock classes
+    if is_packed(keys):
+        try:
+            place(small, quantized_layers(keys, weights))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _not_read(folder, error) from error
     shapes = {name: weight.shape for name, weight in small.state_dict().items()}
     other = [name for name, weight in weights.items() if name in shapes and weight.shape != shapes[name]]
     _refuse_incomplete(str(folder), [], other)
     _, unexpected = small.load_state_dict(weights, strict=False, assign=True)
     small.tie_weights()
-    _refuse_incomplete(str(folder), [name for name, weight in small.named_parameters() if weight.is_meta], [])
+    held = [*small.named_parameters(), *small.named_buffers()]
+    _refuse_incomplete(str(folder), [name for name, weight in held if weight.is_meta], [])
     if unexpected:
         raise ValueError(
             f"model.path={folder}: {len(unexpected)} weights are unknown, first {unexpected[0]}; export it again"

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.models.axes import Axis, Concat, Layout, Product, Sizes, sizes_of
+from nas_llm.models.elastic import whole_weights
 
 if TYPE_CHECKING:
     from nas_llm.models.elastic import ElasticModule
@@ -86,11 +87,11 @@ def _tables(
 ) -> Tables:
     tables: dict[Axes, np.ndarray] = {}
     for module in modules:
-        for name, parameter in module._parameters.items():
-            if parameter is None or id(parameter) in seen:
+        for name, (identity, weight) in whole_weights(module).items():
+            if identity in seen:
                 continue
-            seen.add(id(parameter))
-            for block, factors in _blocks(parameter.detach(), module.elastic_layouts[name], full):
+            seen.add(identity)
+            for block, factors in _blocks(weight, module.elastic_layouts[name], full):
                 axes, table = _prefix_sums(squares(block.float()), factors, full, sizes)
                 tables[axes] = tables[axes] + table if axes in tables else table
     return tables

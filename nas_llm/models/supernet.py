@@ -9,7 +9,7 @@ kept blocks with contiguous cache indices, and the configuration of the small mo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.models.axes import Fixed, Sizes, reorder, sizes_of
+from nas_llm.models.attached import Attached, with_ranks
+from nas_llm.models.axes import Fixed, Orders, Sizes, rank_sizes, reorder, sizes_of
 from nas_llm.models.counting import Costs
 from nas_llm.models.elastic import ElasticModule, Layouts, active_parameters, make_elastic, make_plain
 from nas_llm.models.families import Row, family_of
 from nas_llm.models.order import Order, read_order, write_order
+from nas_llm.models.quantized_linear import QuantizedLinear
 
 _ABSENT = object()
 Undo = list[Callable[[], None]]
@@ -55,6 +57,8 @@ class Supernet(nn.Module):
         self._make_elastic()
         self._order = Order({})
         self._costs = Costs.of(self._shared, self._in_layer, self._full)
+        self._attached: tuple[Attached, ...] = ()
+        self._base_costs = self._costs
 
     @classmethod
     def from_pretrained(
@@ -96,6 +100,11 @@ class Supernet(nn.Module):
     def layer_order(self) -> tuple[int, ...]:
         """Blocks from the most to the least important; their own order while no importance of layers is known."""
         return self._order.layers or tuple(range(self._full.num_layers))
+
+    @property
+    def order(self) -> Order:
+        """Where every unit stood before the network was sorted."""
+        return self._order
 
     @contextmanager
     def activate(self, architecture: Architecture) -> Iterator[PreTrainedModel]:
@@ -153,28 +162,72 @@ class Supernet(nn.Module):
         """Modules with weights of every block of the whole network."""
         return tuple(tuple(layer) for layer in self._in_layer)
 
+    # ---------------------------------------------------------------- adapters
+
+    @property
+    def attached(self) -> tuple[Attached, ...]:
+        """The modules of low-rank adapters that follow the architecture."""
+        return self._attached
+
+    def attach(self, modules: Sequence[Attached]) -> None:
+        """Lets modules that were put beside the network's own follow the architecture: low-rank adapters, whose ranks
+        become sizes of the largest network.
+
+        Raises:
+            ValueError: others are attached already.
+        """
+        if self._attached:
+            raise ValueError("this super-network has adapters already: take them off first (nas_llm.peft.remove)")
+        full = with_ranks(self._full, modules)
+        for attached in modules:
+            make_elastic(attached.module, attached.layouts, attached.full(full))
+        self._attached = tuple(modules)
+        in_layer = [[*layer, *self._attached_to(index)] for index, layer in enumerate(self._in_layer)]
+        self._full = full
+        self._costs = Costs.of([*self._shared, *self._attached_to(None)], in_layer, full)
+
+    def detach(self) -> None:
+        """Inverse of :meth:`attach`: the modules are plain again, and whole."""
+        for attached in self._attached:
+            make_plain(attached.module)
+        self._attached = ()
+        self._full, self._costs = self._full.without_ranks, self._base_costs
+
+    def _attached_to(self, layer: int | None) -> list[ElasticModule]:
+        return [attached.module for attached in self._attached if attached.layer == layer]  # type: ignore[misc]
+
     # ---------------------------------------------------------------- counting (shapes alone)
 
-    def num_parameters(self, architecture: Architecture) -> int:
-        """Exact number of parameters of the extracted model, tied weights counted once.
+    def num_parameters(self, architecture: Architecture, *, adapters: bool = True) -> int:
+        """Exact number of parameters of the extracted model, tied weights counted once; without ``adapters`` that of
+        the model into which they are merged.
 
         Raises:
             ValueError: the architecture is larger than the network.
         """
-        return self._costs.num_parameters(architecture)
+        if adapters:
+            return self._costs.num_parameters(architecture)
+        return self._base_costs.num_parameters(architecture.without_ranks)
 
-    def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
-        """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask).
+    def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int, adapters: bool = True) -> int:
+        """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask); without
+        ``adapters`` those of the model into which they are merged.
 
         Raises:
             ValueError: the architecture is larger than the network, or a size is below 1.
         """
         _refuse_below_one(batch_size=batch_size, sequence_length=sequence_length)
-        return self._costs.macs(architecture, batch_size, sequence_length)
+        if adapters:
+            return self._costs.macs(architecture, batch_size, sequence_length)
+        return self._base_costs.macs(architecture.without_ranks, batch_size, sequence_length)
 
     def weight_bytes(self, architecture: Architecture) -> int:
-        """Bytes of the extracted model's weights in the precision they have now."""
-        return self.num_parameters(architecture) * self.model.dtype.itemsize
+        """Bytes of the extracted model's weights in the precision they have now, packed where they are quantised."""
+        itemsize, kept = self.model.dtype.itemsize, {layer.index for layer in architecture.layers}
+        modules = [self._shared, *(layer for index, layer in enumerate(self._in_layer) if index in kept)]
+        packed = [m for layer in modules for m in layer if isinstance(m, QuantizedLinear)]
+        saved = sum(module.num_weights * itemsize - module.weight_bytes for module in packed)
+        return self.num_parameters(architecture) * itemsize - saved
 
     def kv_cache_bytes(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
         """Bytes of a full key/value cache in the model's precision. Raises as :meth:`macs`."""
@@ -182,6 +235,53 @@ class Supernet(nn.Module):
         architecture.refuse_misfit(self._full)
         units = sum(2 * layer.kv_groups * layer.head_dim for layer in architecture.layers)
         return units * batch_size * sequence_length * self.model.dtype.itemsize
+
+    # ---------------------------------------------------------------- quantised layers
+
+    def quantize_module(self, name: str, quantized: QuantizedLinear) -> None:
+        """Puts ``quantized`` in the place of the linear layer ``name`` of the model, whose shape it has.
+
+        The dense layer is emptied. No sub-network may cut that weight from then on: :meth:`activate` and :meth:`sort`
+        refuse it.
+        """
+        before: Any = self.model.get_submodule(name)
+        assert (before.in_features, before.out_features) == (quantized.in_features, quantized.out_features)
+        make_elastic(quantized, before.elastic_layouts, before.elastic_full)
+        quantized.train(before.training)
+        parent, _, child = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), child, quantized)
+        before._parameters.clear()  # its memory goes now, whoever still names the layer
+        for modules in (self._shared, *self._in_layer):
+            modules[:] = [quantized if module is before else module for module in modules]  # type: ignore[misc]
+
+    def refuse_cut(self, architecture: Architecture, modules: Iterable[nn.Module] | None = None) -> None:
+        """Refuses an architecture that would cut a quantised weight: its groups and packed codes are whole.
+
+        ``modules`` are those that are to be quantised; None: those that are.
+
+        Raises:
+            ValueError: naming the weight and the axes that are cut.
+        """
+        named = None if modules is None else set(modules)
+        for choice in (None, *architecture.layers):
+            for module in self._shared if choice is None else self._in_layer[choice.index]:
+                if module not in named if named is not None else not isinstance(module, QuantizedLinear):
+                    continue
+                full = module.elastic_full
+                sizes = {"hidden": architecture.hidden} if choice is None else sizes_of(architecture.hidden, choice)
+                layouts = module.elastic_layouts["weight"]
+                if any(dimension.size(full) != dimension.size(sizes) for dimension in layouts):
+                    cut = ", ".join(
+                        f"{axis} {size} of {full[axis]}" for axis, size in sizes.items() if size != full[axis]
+                    )
+                    raise ValueError(
+                        f"{self._name_of(module)} is quantised, so that no sub-network may cut it; this architecture "
+                        f"has {cut}: search depth (and ranks of adapters) alone, search_space=depth_only, or "
+                        "quantization=none"
+                    )
+
+    def _name_of(self, module: nn.Module) -> str:
+        return next(name for name, found in self.model.named_modules() if found is module)
 
     # ---------------------------------------------------------------- sorting
 
@@ -193,17 +293,35 @@ class Supernet(nn.Module):
         per group), ``layers.{i}.ffn`` (ffn,), ``layers`` (depth,) for the order in which layers are kept.
 
         Raises:
-            ValueError: an unknown key, a wrong shape, or scores that are not finite; nothing has been permuted then.
+            ValueError: an unknown key, a wrong shape, scores that are not finite, or an axis of a quantised weight;
+                nothing has been permuted then.
         """
         order = Order.by_importance(importance, self._full)
+        self._refuse_permuted(order)
         self._permute(order)
         self._order = self._order.then(order)
 
-    def _permute(self, order: Order) -> None:
-        done: set[int] = set()
+    def _refuse_permuted(self, order: Order) -> None:
+        for module, orders in self._with_orders(order):
+            if not isinstance(module, QuantizedLinear):
+                continue
+            for dimension in module.elastic_layouts["weight"]:
+                places = dimension.order(module.elastic_full, orders)
+                if not torch.equal(places.cpu(), torch.arange(len(places))):
+                    raise ValueError(
+                        f"{self._name_of(module)} is quantised, so that its channels cannot be sorted: sort before "
+                        "quantising, or order the layers alone, importance=block or importance=none"
+                    )
+
+    def _with_orders(self, order: Order) -> list[tuple[ElasticModule, Orders]]:
         modules = [(module, order.shared()) for module in self._shared]
         modules += [(module, order.of_layer(i)) for i, layer in enumerate(self._in_layer) for module in layer]
-        for module, orders in modules:
+        modules += [(module, order.shared()) for module in self._attached_to(None)]
+        return modules + [(m, order.of_layer(i)) for i in range(len(self._blocks)) for m in self._attached_to(i)]
+
+    def _permute(self, order: Order) -> None:
+        done: set[int] = set()
+        for module, orders in self._with_orders(order):
             for name, parameter in module._parameters.items():
                 if parameter is None or id(parameter) in done:
                     continue
@@ -259,7 +377,7 @@ class Supernet(nn.Module):
         self._in_layer = [[] for _ in self._blocks]
         found: list[tuple[nn.Module, Layouts, Sizes, list[ElasticModule]]] = []
         for name, module in self.model.named_modules():
-            if not any(parameter is not None for parameter in module._parameters.values()):
+            if not _weight_shapes(module):
                 continue
             if name.startswith(prefix):
                 index, _, inside = name[len(prefix) :].partition(".")
@@ -272,13 +390,14 @@ class Supernet(nn.Module):
                     "(nas_llm/models/families.py); this variant of the family is not supported"
                 )
             found.append((module, _layouts(name, module, row, full), full, place))
-        for module, layouts, full, place in found:  # once the table is known to hold for all
-            make_elastic(module, layouts, full)
+        for module, layouts, sizes, place in found:  # once the table is known to hold for all
+            make_elastic(module, layouts, sizes)
             place.append(module)  # type: ignore[arg-type]
 
     def _refuse_misfit(self, architecture: Architecture) -> None:
         full = self._full
         architecture.refuse_misfit(full)
+        self.refuse_cut(architecture)
         head_dims = {layer.head_dim for layer in architecture.layers}
         if head_dims != {full.layers[0].head_dim}:
             if "head_dim" not in self.elastic_axes:
@@ -296,10 +415,11 @@ class Supernet(nn.Module):
         shared = {"hidden": architecture.hidden} if small else None
         for module in self._shared:
             _set(vars(module), "elastic_active", shared, undo)
+        self._apply_attached(architecture, undo)
         for key, value in self._row.overrides(self._whole_config, architecture).items():
             _set_attribute(self.config, key, value, undo)
         for position, choice in enumerate(architecture.layers):
-            whole = not small and choice == full.layers[choice.index]
+            whole = not small and choice.shape == full.layers[choice.index].shape
             sizes = None if whole else sizes_of(architecture.hidden, choice)
             for module in self._in_layer[choice.index]:
                 _set(vars(module), "elastic_active", sizes, undo)
@@ -316,6 +436,18 @@ class Supernet(nn.Module):
             assert before is not None
             _set(vars(embedding), "scalar_embed_scale", scale, undo)
             _set(embedding._buffers, "embed_scale", torch.full_like(before, scale), undo)
+
+    def _apply_attached(self, architecture: Architecture, undo: Undo) -> None:
+        if not self._attached:
+            return
+        outside = {"hidden": architecture.hidden, **rank_sizes(self._full.ranks), **rank_sizes(architecture.ranks)}
+        inside = {
+            choice.index: rank_sizes(self._full.layers[choice.index].ranks) | sizes_of(architecture.hidden, choice)
+            for choice in architecture.layers
+        }
+        for attached in self._attached:  # those of dropped blocks are not run
+            active = outside if attached.layer is None else inside.get(attached.layer)
+            _set(vars(attached.module), "elastic_active", active, undo)
 
     def _apply_blocks(self, architecture: Architecture, undo: Undo) -> None:
         parent_name, _, name = self._row.layers.rpartition(".")
@@ -335,7 +467,7 @@ class Supernet(nn.Module):
         """The stock configuration that the weights first came from, and the sub-network as a choice of its units."""
         before = getattr(self.config, "nas_llm", None)
         if before is None:
-            return {"base_config": self.config.to_dict(), "architecture": architecture.to_dict()}
+            return {"base_config": self.config.to_dict(), "architecture": architecture.without_ranks.to_dict()}
         blocks = Architecture.from_dict(before["architecture"]).layers
         layers = tuple(LayerChoice(blocks[layer.index].index, *layer.shape) for layer in architecture.layers)
         return {
@@ -375,24 +507,29 @@ def _refuse_headless(model: PreTrainedModel) -> None:
         )
 
 
+def _weight_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of a module by name; that of a quantised layer is no parameter."""
+    shapes = {name: tuple(value.shape) for name, value in module._parameters.items() if value is not None}
+    if isinstance(module, QuantizedLinear):
+        return {"weight": (module.out_features, module.in_features), **shapes}
+    return shapes
+
+
 def _layouts(name: str, module: nn.Module, row: Row, full: Sizes) -> Layouts:
     """Layouts of a module's parameters, checked against their shapes."""
     from transformers.pytorch_utils import Conv1D
 
     weight = tuple(reversed(row)) if isinstance(module, Conv1D) else row
     found: Layouts = {}
-    for parameter_name, parameter in module._parameters.items():
-        if parameter is None:
-            continue
+    for parameter_name, shape in _weight_shapes(module).items():
         rows: Row = weight if parameter_name == "weight" else row[:1]
         layout = tuple(
-            Fixed(size) if dimension is None else dimension
-            for dimension, size in zip(rows, parameter.shape, strict=True)
+            Fixed(size) if dimension is None else dimension for dimension, size in zip(rows, shape, strict=True)
         )
         expected = tuple(dimension.size(full) for dimension in layout)
-        if expected != tuple(parameter.shape):
+        if expected != shape:
             raise ValueError(
-                f"{name}.{parameter_name} has the shape {tuple(parameter.shape)}, the table expects {expected}; "
+                f"{name}.{parameter_name} has the shape {shape}, the table expects {expected}; "
                 "this variant of the family is not supported"
             )
         found[parameter_name] = layout

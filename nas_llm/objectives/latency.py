@@ -51,6 +51,7 @@ class Latency:
         mode: "prefill" or "decode".
         device: as torch names it; None measures where the super-network lies.
         threads: of a CPU; None leaves the process's.
+        adapters: low-rank adapters run beside the weights, as they are trained; False merges them first.
 
     Raises:
         ValueError: a field out of range, a device that is not there, or a sequence longer than the model's positions.
@@ -67,6 +68,7 @@ class Latency:
     mode: Literal["prefill", "decode"] = "prefill"
     device: str | None = None
     threads: int | None = None
+    adapters: bool = True
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "sequence_length": 1, "warmup": 0, "repeats": 1}
@@ -83,7 +85,12 @@ class Latency:
             )
 
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
-        return self.time(supernet.extract(architecture)).median_ms
+        small = supernet.extract(architecture)
+        if supernet.attached and not self.adapters:
+            from nas_llm.peft.merging import merge
+
+            merge(small)
+        return self.time(small).median_ms
 
     @torch.inference_mode()
     def time(self, model: PreTrainedModel) -> Timings:

@@ -12,7 +12,8 @@ from nas_llm.objectives.protocol import Direction
 
 @dataclass(frozen=True)
 class Macs:
-    """MACs of a forward pass over (batch_size, sequence_length), or of it per token.
+    """MACs of a forward pass over (batch_size, sequence_length), or of it per token; without ``adapters`` those of the
+    network into which they are merged.
 
     Raises:
         ValueError: a size below 1.
@@ -25,6 +26,7 @@ class Macs:
     batch_size: int = 1
     sequence_length: int = 128
     per_token: bool = False
+    adapters: bool = True
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "sequence_length"):
@@ -32,5 +34,10 @@ class Macs:
                 raise ValueError(f"objectives.macs.{key}={getattr(self, key)}: it must be at least 1")
 
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
-        macs = supernet.macs(architecture, batch_size=self.batch_size, sequence_length=self.sequence_length)
+        macs = supernet.macs(
+            architecture,
+            batch_size=self.batch_size,
+            sequence_length=self.sequence_length,
+            adapters=self.adapters,
+        )
         return macs / (self.batch_size * self.sequence_length) if self.per_token else float(macs)

@@ -10,11 +10,13 @@ from nas_llm.objectives.protocol import Direction
 
 @dataclass(frozen=True)
 class Params:
-    """Parameters of the sub-network."""
+    """Parameters of the sub-network; without ``adapters`` those of the network into which they are merged."""
 
     name: ClassVar[str] = "params"
     unit: ClassVar[str] = "parameters"
     direction: ClassVar[Direction] = "min"
 
+    adapters: bool = True
+
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
-        return float(supernet.num_parameters(architecture))
+        return float(supernet.num_parameters(architecture, adapters=self.adapters))

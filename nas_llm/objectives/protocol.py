@@ -1,8 +1,9 @@
 """What an objective is: one number of one sub-network, with a name, a unit and a direction."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -30,6 +31,34 @@ class Derived(Protocol):
 
     def derive(self, measured: Mapping[Objective, float]) -> float | None:
         """Its value if something in `measured` determines it; None where it has to be measured."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value over samples, and the standard error that so many leave, both in the objective's unit."""
+
+    value: float
+    samples: int
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Details:
+    """What an objective's value is made of: the whole, its parts by name, and a JSON-able record of every sample."""
+
+    whole: Estimate
+    parts: Mapping[str, Estimate]
+    records: Sequence[Mapping[str, Any]]
+
+
+@runtime_checkable
+class Detailed(Protocol):
+    """An objective on samples of its own, which can tell what its value is made of."""
+
+    name: ClassVar[str]
+
+    def details(self, supernet: Supernet, architecture: Architecture) -> Details:
+        """The value for the sub-network (``whole.value``) and all that it is made of."""
 
 
 def measure(

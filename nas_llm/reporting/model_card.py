@@ -33,6 +33,7 @@ def write_model_card(
     run_dir: str | Path,
     full: Architecture | None = None,
     name: str | None = None,
+    adapters: str | None = None,
 ) -> Path:
     """Write the model card into an exported directory, from the files of the run that it came from.
 
@@ -42,6 +43,7 @@ def write_model_card(
         run_dir: the run.
         full: the whole network; by default as the run's search recorded it.
         name: of the directory, where it is still to be renamed.
+        adapters: a sentence on what became of low-rank adapters.
 
     Raises:
         ValueError: `path` holds no model, or one of the run's files is damaged.
@@ -61,6 +63,7 @@ def write_model_card(
         "loader": LOADERS[stock].format(path=name or folder.name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "summary": architecture.summary(),
+        "adapters": adapters,
         "parameters": None if params is None else numbers.count(params),
         "fraction": _fraction(run, params),
         "layers": _layers(architecture, whole),

@@ -1,4 +1,4 @@
-"""Measures what the package's own machinery costs, beside the limits: nas-llm bench sandwich, bench distillation."""
+"""Measures what the package's own machinery costs, beside limits: nas-llm bench sandwich, distillation, ..."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ class FinishedRun:
     @cached_property
     def supernet(self) -> Supernet:
         """The sorted, trained super-network."""
-        from nas_llm.models.supernet import Supernet
+        from nas_llm.peft.saving import load_supernet
 
-        return Supernet.load(self._need(SUPERNET, "train"))
+        return load_supernet(self._need(SUPERNET, "train"))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -10,10 +10,11 @@ from nas_llm.config import build
 from nas_llm.lightning.checkpoint import LAST, read_checkpoint
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.quiet import quiet
-from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
+from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Objective, directions
+from nas_llm.peft.saving import load_supernet as load_adapted
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import read_json
 from nas_llm.search import Archive, Initial, Search
@@ -23,6 +24,7 @@ from nas_llm.stages.data import recorded_data
 
 READS = (
     "model",
+    "peft",
     "data",
     "search_space",
     "objectives",
@@ -46,13 +48,16 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     data = recorded_data(cfg, tokenizer, supernet, run_dir)
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
+    runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
     maker = search_maker(cfg, supernet, space, objectives)
     if maker is None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
     refuse_other_network(run_dir, cfg.model.path, untrained(cfg))  # the truncation baseline's, known after the search
     settings, progress = objective_settings(cfg), cfg.trainer.enable_progress_bar
-    run = SupernetSearch(run_dir, maker, objectives, batches, lambda: untrained(cfg), settings, progress)
+    run = SupernetSearch(
+        run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress
+    )
     run(supernet, trained_steps(run_dir))
     print(front_table(run_dir))
     print(f"report: {write_report(run_dir)}")
@@ -88,7 +93,7 @@ def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:
         raise ValueError(
             f"run_dir={run_dir} holds no super-network yet: let nas-llm train run_dir={run_dir} finish first"
         )
-    supernet = Supernet.load(folder, attn_implementation=cfg.model.attn_implementation)
+    supernet = load_adapted(folder, attn_implementation=cfg.model.attn_implementation)
     return supernet.to(device(cfg)).eval()
 
 
@@ -126,6 +131,14 @@ def untrained(cfg: DictConfig) -> Supernet:
     """The network of `model.path`, neither sorted nor trained."""
     settings = {key: value for key, value in cfg.model.items() if key not in ("path", "tokenizer_path")}
     return Supernet.from_pretrained(cfg.model.path, **settings)
+
+
+def with_adapters(cfg: DictConfig, supernet: Supernet) -> Supernet:
+    """The super-network, to which plain adapters of the configuration's shapes have been added; its function stays."""
+    peft = build(cfg.peft)
+    if peft is not None:
+        peft.add(supernet)
+    return supernet
 
 
 def objective_settings(cfg: DictConfig) -> dict[str, object]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,25 @@ from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
 from nas_llm.lightning.pareto_search import ParetoSearch, to_export
-from nas_llm.lightning.preparation import sort_by_importance
+from nas_llm.lightning.preparation import quantize, sort_by_importance, sparsify
 from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
-from nas_llm.lightning.supernet_search import SupernetSearch, validation_batches
+from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
 from nas_llm.models.loading import load_tokenizer
+from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import measure
+from nas_llm.quantization.targets import layers_to_quantize
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
+from nas_llm.sparsity.targets import chosen
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
-from nas_llm.stages.search import objective_settings, search_maker, untrained
+from nas_llm.stages.search import objective_settings, search_maker, untrained, with_adapters
 from nas_llm.stages.trainer import built_trainer, one_line_refusals
 
 READS = (
@@ -40,6 +44,9 @@ READS = (
     "data",
     "search_space",
     "importance",
+    "sparsity",
+    "quantization",
+    "peft",
     "sampler",
     "distillation",
     "hidden_matching",
@@ -58,7 +65,7 @@ VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first t
 
 
 def main(cfg: DictConfig) -> None:
-    """Load, sort, train, search, export, report; with `ckpt_path` from where the run was left."""
+    """Load, sort, sparsify, quantise, train, search, export, report; with `ckpt_path` from where the run was left."""
     with quiet():
         _main(cfg, Path(cfg.run_dir))
 
@@ -76,13 +83,19 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     refuse_early(cfg, supernet)
     data = prepared_data(cfg, tokenizer, supernet)
     data.train_dataloader()  # refuses what leaves no batch
-    make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
+    with adapted(cfg, supernet):
+        make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
     refuse_mismatch(run_dir, identity(cfg, network, space, data))
+    sparsify(supernet, build(cfg.sparsity), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
+    quantize(supernet, build(cfg.quantization), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
+    peft = build(cfg.peft)
+    if peft is not None:
+        peft(supernet)  # last: adapters stand beside the weights as they will stay
     search = make_search(cfg, supernet, space, data, tokenizer, run_dir)
     if search is not None:
         measure(search.objectives, supernet, space.smallest())  # refuses now what it would refuse after training
-    pareto = ParetoSearch(run_dir, tokenizer, search)
+    pareto = ParetoSearch(run_dir, tokenizer, search, peft=peft)
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
     module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
     with one_line_refusals(cfg):
@@ -93,12 +106,41 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
 
 def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     """Build what only the model can judge before anything is written: a refusal leaves no run behind."""
-    space = build(cfg.search_space, supernet=supernet)
-    build(cfg.sampler, supernet=supernet, space=space)
+    with adapted(cfg, supernet):
+        space = build(cfg.search_space, supernet=supernet)
+        build(cfg.sampler, supernet=supernet, space=space)
     token = torch.zeros(1, supernet.config.vocab_size)
     build(cfg.distillation)(token, token, torch.zeros(1, dtype=torch.long))  # top_k: k of the vocabulary at most
     for node in (cfg.importance, cfg.distillation, cfg.hidden_matching):
         build(node)
+    sparsity = build(cfg.sparsity)
+    if sparsity is not None:
+        chosen(supernet, sparsity)
+    quantization = build(cfg.quantization)
+    if quantization is not None:
+        layers = layers_to_quantize(supernet, quantization.targets, quantization.group_size)
+        supernet.refuse_cut(space.smallest().without_ranks, layers.values())
+    if quantized_modules(supernet.model) and cfg.trainer.max_steps != 0 and not cfg.get("peft"):
+        raise ValueError(
+            f"model.path={cfg.model.path} is quantised, so that its weights cannot be trained: add trainer.max_steps=0 "
+            "scheduler=none to search it as it is, or set model.path to the network before it was quantised"
+        )
+
+
+@contextmanager
+def adapted(cfg: DictConfig, supernet: Supernet) -> Iterator[None]:
+    """The super-network with the adapters of the configuration inside the block; its function is the same."""
+    peft = build(cfg.peft)
+    if peft is None:
+        yield
+        return
+    from nas_llm.peft.adapters import remove
+
+    peft.add(supernet)
+    try:
+        yield
+    finally:
+        remove(supernet)
 
 
 def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
@@ -134,7 +176,8 @@ def sorted_space(cfg: DictConfig, supernet: Supernet, data: Any, run_dir: Path, 
         run_dir,
         resumes=cfg.ckpt_path is not None,
     )
-    space: SearchSpace = build(cfg.search_space, supernet=supernet)
+    with adapted(cfg, supernet):
+        space: SearchSpace = build(cfg.search_space, supernet=supernet)
     if is_main_process():
         write_json(run_dir / SPACE, space.to_dict())
     return space
@@ -147,6 +190,9 @@ def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, da
         "search_space": space.to_dict(),
         "data": data.fingerprint,
         "importance": OmegaConf.to_container(cfg.importance, resolve=True),
+        "sparsity": OmegaConf.to_container(cfg.sparsity, resolve=True),
+        "quantization": OmegaConf.to_container(cfg.quantization, resolve=True),
+        "peft": OmegaConf.to_container(cfg.peft, resolve=True),
     }
 
 
@@ -186,13 +232,16 @@ def make_search(
     """The search that follows training; None for `search=none`."""
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
+    runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
     maker = search_maker(cfg, supernet, space, objectives)
     if maker is None:
         return None
     settings = objective_settings(cfg)
     progress = cfg.trainer.enable_progress_bar
-    return SupernetSearch(run_dir, maker, objectives, batches, lambda: untrained(cfg), settings, progress)
+    return SupernetSearch(
+        run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress
+    )
 
 
 def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:

@@ -3,6 +3,7 @@
 Train and calibration use the training lexicon; validation and test use names and things that those never hold.
 """
 
+from collections.abc import Sequence
 from itertools import islice
 from random import Random
 from typing import Literal
@@ -13,8 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from nas_llm.data.files import check_sequence_length
 from nas_llm.data.microworld.blocks import encode, pack_whole, tokenise, write
 from nas_llm.data.microworld.lexicon import lexicon
+from nas_llm.data.microworld.questions import instruction_records, questions
 from nas_llm.data.microworld.records import draw, instruction
-from nas_llm.data.module import SplitDataModule
+from nas_llm.data.microworld.world import FAMILIES
+from nas_llm.data.module import SplitDataModule, refuse_unknown_split
+from nas_llm.data.questions import Question
 from nas_llm.data.records import TokenRecords
 from nas_llm.data.template import alpaca_prompt
 
@@ -62,6 +66,23 @@ class MicroworldData(SplitDataModule):
     def build(self) -> dict[str, TokenRecords]:
         make = self._pairs if self.format == "instruction" else self._blocks
         return {split: make(split, size) for split, size in self.sizes.items()}
+
+    def questions(self, split: str) -> list[Question]:
+        """As many as the split has records, rounded up to equally many of every family; their task is the family.
+
+        Validation and test are over held-out words, and no question is in both; they are drawn anew for every format.
+        """
+        refuse_unknown_split(split)
+        each = -(-self.sizes[split] // len(FAMILIES))
+        taken = self._instructions("test", -(-self.sizes["test"] // len(FAMILIES))) if split == "validation" else {}
+        known = [record for members in taken.values() for record in members]
+        return questions(self._instructions(split, each, known))
+
+    def _instructions(
+        self, split: str, each: int, known: Sequence[dict[str, str]] = ()
+    ) -> dict[str, list[dict[str, str]]]:
+        held_out, rng = split in HELD_OUT_SPLITS, Random(f"questions {split} {self.seed}")
+        return instruction_records(rng, each, held_out=held_out, accept=lambda record: record not in known)
 
     def _blocks(self, split: str, size: int) -> TokenRecords:
         rng, words = Random(f"{split} {self.seed}"), lexicon(split in HELD_OUT_SPLITS)

@@ -77,6 +77,12 @@ def instruction(rng: Random, story: Story) -> dict[str, str]:
     return _instruction(rng, story)[0]
 
 
+def instruction_with_answer(rng: Random, story: Story) -> dict[str, str]:
+    """One question in LLM-Adapters' form: fields instruction, input, output, answer."""
+    fields, answer = _instruction(rng, story)
+    return {**fields, "answer": answer}
+
+
 def notes(rng: Random, words: Lexicon, n: int) -> Record:
     """``n`` keys, each beside its value, then all of them twice more in other orders: nothing but looking up."""
     names, things = people(rng, words, n), phrases(rng, words.things, 2 * n)

@@ -1,0 +1,47 @@
+"""Statistics of what a projection reads, X (in, tokens), summed in float32 over calibration batches.
+
+``Hessian``: 2 X X^T (in, in), of the squared error ||W X - W' X||^2 of each row of W (Frantar et al., "Optimal Brain
+Compression", 2022, section 4); for SparseGPT and GPTQ. ``ChannelNorms``: ||X_j||_2 of each input channel j (in,); for
+Wanda. Padding tokens are none of the tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Hessian:
+    """``matrix``: (in, in), symmetric; ``tokens`` are counted in it."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self.matrix = torch.zeros(in_features, in_features, device=device)
+        self.tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """inputs: (tokens, in), float32."""
+        self.matrix.addmm_(inputs.T, inputs, alpha=2.0)
+        self.tokens += inputs.shape[0]
+
+    def is_finite(self) -> bool:
+        return bool(self.matrix.isfinite().all())
+
+
+class ChannelNorms:
+    """``norms``: (in,); ``tokens`` are counted in them."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._squares = torch.zeros(in_features, device=device)
+        self.tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """inputs: (tokens, in), float32."""
+        self._squares += inputs.square().sum(0)
+        self.tokens += inputs.shape[0]
+
+    def is_finite(self) -> bool:
+        return bool(self._squares.isfinite().all())
+
+    @property
+    def norms(self) -> Tensor:
+        return self._squares.sqrt()

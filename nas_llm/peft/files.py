@@ -1,0 +1,99 @@
+"""Adapters on disk, in peft's own format: adapter_config.json and adapter_model.safetensors.
+
+A sub-network's adapters have another rank in every group. The file says so by ``rank_pattern``, and by
+``alpha_pattern`` keeps the scaling that they were trained with: alpha_i = alpha r_i / r (with rank-stabilised scaling
+alpha sqrt(r_i / r)). Stock peft loads it on the sub-network's base.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nas_llm.models.supernet import Supernet
+from nas_llm.peft.adapters import NAME, factors, lora_layers
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+CONFIG, WEIGHTS, SETTINGS = "adapter_config.json", "adapter_model.safetensors", "nas_llm_adapter.json"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """The active adapters of a model: ``weights`` under the names that peft gives them in files."""
+
+    config: LoraConfig
+    weights: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, base: str | None = None) -> AdapterFile:
+        """``base`` is where the network lies that they belong to."""
+        return cls(_config(model, base), _weights(model))
+
+    def write(self, folder: Path) -> None:
+        """Into a new folder."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True)
+        save_file(self.weights, folder / WEIGHTS, metadata={"format": "pt"})
+        self.config.save_pretrained(str(folder))
+
+
+def read_adapter(supernet: Supernet, folder: Path, *, setting: str = "model.adapter_path") -> None:
+    """Loads the values of the adapters that ``supernet`` has from a file of the same ones.
+
+    Raises:
+        ValueError: the file is missing or damaged, or its adapters are those of another network.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(folder / WEIGHTS)
+        rank = json.loads((folder / CONFIG).read_text())["r"]
+    except FileNotFoundError as error:
+        raise ValueError(f"{setting}={folder}: it holds no adapter ({CONFIG} and {WEIGHTS})") from error
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{setting}={folder}: the adapter is damaged ({error})") from error
+    there = {name: tuple(tensor.shape) for name, tensor in _weights(supernet.model).items()}
+    given = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if there != given:
+        name = next(name for name in sorted(there.keys() | given.keys()) if there.get(name) != given.get(name))
+        raise ValueError(
+            f"{setting}={folder}: the adapter (rank {rank}) is one of another network or of other modules: "
+            f"{name.removeprefix(_PREFIX)} has the shape {given.get(name, 'none')} in it and "
+            f"{there.get(name, 'none')} here"
+        )
+    state = {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+    outcome: Any = set_peft_model_state_dict(supernet.model, state, adapter_name=NAME)
+    assert not outcome.unexpected_keys
+
+
+def _config(model: nn.Module, base: str | None) -> LoraConfig:
+    whole: LoraConfig = model.peft_config[NAME]  # type: ignore[union-attr, index, assignment]
+    config = copy.deepcopy(whole)
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    for name, layer in lora_layers(model):
+        rank = factors(layer)[0].shape[0]
+        if rank != config.r:
+            part = rank / config.r
+            config.rank_pattern[name] = rank
+            config.alpha_pattern[name] = config.lora_alpha * (part**0.5 if config.use_rslora else part)  # type: ignore[assignment]
+    return config
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    return {_PREFIX + name: tensor.detach().contiguous().cpu() for name, tensor in found.items()}

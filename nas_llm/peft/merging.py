@@ -1,0 +1,152 @@
+"""Adapters made part of the weights they stand beside: W + scaling B A, and a check that the function stayed.
+
+What was promised is kept or refused: a dense adapter would fill the zeros of a sparse weight, and cannot be added to
+the codes of a quantised one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nas_llm.models.quantized_linear import QuantizedLinear
+from nas_llm.peft.adapters import base_of, factors, lora_layers, strip
+from nas_llm.peft.qa_sparse_lora import QaSparseLoraLinear
+from nas_llm.peft.sparse_lora import SparseLoraLinear
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
+SPARSE = 0.01  # of exact zeros: a weight with more of them was made sparse
+PROBES, LENGTH = 4, 32  # random tokens on which both are compared
+
+
+@dataclass(frozen=True)
+class Merged:
+    """``difference``: the largest of the logits of random tokens, relative to the largest logit; ``sparsity`` of the
+    merged weights before and after."""
+
+    difference: float
+    tolerance: float
+    modules: int
+    zeros_before: int
+    zeros_after: int
+    size: int
+
+    @property
+    def summary(self) -> str:
+        """One sentence for the model card."""
+        kept = (
+            "" if self.zeros_before < SPARSE * self.size else f"; {self.zeros_after / self.size:.2%} zeros, as before"
+        )
+        return (
+            f"The low-rank adapters of {self.modules} matrices are merged into the weights: the logits differ from the "
+            f"unmerged ones by {self.difference:.1e} of their scale (at most {self.tolerance:.0e} is allowed){kept}."
+        )
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> Merged:
+    """Merges the adapters of an extracted model in place and takes them off.
+
+    Raises:
+        ValueError: there are none (they may have been merged before), a merge would lose what the base promises, or
+            the merged model's logits differ from the unmerged one's by more than the precision explains. The model is
+            as it was in the first two cases.
+    """
+    layers = list(lora_layers(model))
+    if not layers:
+        raise ValueError("the model has no adapters to merge: they were merged before, or it never had any")
+    for name, layer in layers:
+        refuse_lossy(name, layer)
+    weights: list[torch.Tensor] = [base_of(layer).weight for _, layer in layers]
+    zeros_before, size = sum(map(_zeros, weights)), sum(weight.numel() for weight in weights)
+    before = _probe(model)
+    _untie(model)
+    for _, layer in layers:
+        if isinstance(layer, QaSparseLoraLinear):
+            layer.base_layer = layer.merged_base()
+        else:
+            layer.merge(safe_merge=True)
+    strip(model)
+    after = _probe(model)
+    difference = ((before - after).abs().max() / before.abs().max()).item()
+    tolerance = TOLERANCES[model.dtype]
+    if not difference <= tolerance:
+        raise ValueError(
+            f"the merged model's logits differ from the unmerged one's by {difference:.2g} of their scale; "
+            f"{model.dtype} explains {tolerance:.0e}: export the adapters apart, export.adapters=separate"
+        )
+    zeros_after = sum(_zeros(base_of(layer).weight) for _, layer in layers)
+    return Merged(difference, tolerance, len(layers), zeros_before, zeros_after, size)
+
+
+def mergeable(model: nn.Module) -> bool:
+    """Whether every adapter can become part of its weight without loss."""
+    try:
+        for name, layer in lora_layers(model):
+            refuse_lossy(name, layer)
+    except ValueError:
+        return False
+    return True
+
+
+def stock_adapters(model: nn.Module) -> bool:
+    """Whether peft's own layers compute what these do."""
+    return not any(isinstance(layer, SparseLoraLinear | QaSparseLoraLinear) for _, layer in lora_layers(model))
+
+
+def refuse_lossy(name: str, layer: LoraLayer) -> None:
+    """Raises ValueError where merging would lose the zeros of a sparse weight, or the codes of a quantised one."""
+    if isinstance(layer, QaSparseLoraLinear):
+        return
+    if isinstance(base_of(layer), QuantizedLinear):
+        raise ValueError(
+            f"{name} is quantised, and the sum of it and a dense adapter has no codes: export them apart, "
+            "export.adapters=separate, or train adapters that are quantised with it, peft=qa_sparse_peft"
+        )
+    weight = base_of(layer).weight
+    a, b = factors(layer)
+    if isinstance(layer, SparseLoraLinear) or not (a.any() and b.any()):
+        return
+    share = _zeros(weight) / weight.numel()
+    if share > SPARSE:
+        raise ValueError(
+            f"{name} is sparse ({share:.0%} zeros) and its adapter dense: merging would fill the zeros. Export them "
+            "apart, export.adapters=separate, or train with adapters that keep zeros, peft=sparse_peft"
+        )
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """An adapted output head or embedding gets a weight of its own where the two share one."""
+    shared: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        shared[id(parameter)] = shared.get(id(parameter), 0) + 1
+    for _, layer in lora_layers(model):
+        base = base_of(layer)
+        if not isinstance(base, QuantizedLinear) and shared[id(base.weight)] > 1:
+            shared[id(base.weight)] -= 1
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=base.weight.requires_grad)
+            model.config.tie_word_embeddings = False
+            origin = getattr(model.config, "nas_llm", None)
+            if origin is not None:
+                origin["base_config"] = {**origin["base_config"], "tie_word_embeddings": False}
+
+
+def _zeros(weight: torch.Tensor) -> int:
+    return int((weight == 0).sum())
+
+
+def _probe(model: PreTrainedModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (PROBES, LENGTH), generator=generator).to(model.device)
+    was_training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    model.train(was_training)
+    return logits

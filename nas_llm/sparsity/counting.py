@@ -1,0 +1,59 @@
+"""How many weights are zero, per tensor and of the whole: counted, never estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """``zeros`` of ``size`` weights."""
+
+    zeros: int
+    size: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Zeros:
+        return cls(tensor.numel() - int(torch.count_nonzero(tensor)), tensor.numel())
+
+    @property
+    def nonzero(self) -> int:
+        return self.size - self.zeros
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros; 0 where there is no weight."""
+        return self.zeros / self.size if self.size else 0.0
+
+    def __add__(self, other: Zeros) -> Zeros:
+        return Zeros(self.zeros + other.zeros, self.size + other.size)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"zeros": self.zeros, "size": self.size, "sparsity": self.sparsity}
+
+
+@dataclass(frozen=True)
+class ZeroCounts:
+    """Zeros by name, of modules or parameters; ``overall`` is their sum."""
+
+    by_name: Mapping[str, Zeros]
+
+    @property
+    def overall(self) -> Zeros:
+        return sum(self.by_name.values(), Zeros(0, 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        named = {name: zeros.to_dict() for name, zeros in self.by_name.items()}
+        return {"overall": self.overall.to_dict(), "by_name": named}
+
+
+def zeros_of_model(model: nn.Module) -> ZeroCounts:
+    """Of every parameter by its name, tied ones once: ``overall.size`` is the number of parameters and
+    ``overall.nonzero`` that of the non-zero ones. Of a super-network: the whole one, whatever is active."""
+    return ZeroCounts({name: Zeros.of(parameter.detach()) for name, parameter in model.named_parameters()})

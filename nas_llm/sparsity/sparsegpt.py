@@ -1,0 +1,132 @@
+"""SparseGPT (Frantar & Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
+arXiv:2301.00774, algorithm 1).
+
+Columns of W (out, in) are gone through from left to right. Zeroing w_ij costs w_ij^2 / [H_F^-1]_jj, H_F the Hessian
+2 X X^T + damping of the columns j.. that are left; the optimal update of those is - w_ij / [H_F^-1]_jj * [H_F^-1]_j,
+(optimal brain surgeon, equation 3). With U the upper Cholesky factor of the whole inverse Hessian, H^-1 = U^T U, the
+row [H_F^-1]_j, is U_jj U_j, for every j: one factor serves all rows and columns. The mask of a fraction is chosen for
+``block_size`` columns at a time, with the weights as they are updated by then; that of a pattern, for each group when
+it is reached. X: (in, tokens), once the blocks before are sparse. In float32, whatever the network's precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nas_llm.models.block_walk import walk
+from nas_llm.models.input_statistics import Hessian
+from nas_llm.models.supernet import Supernet
+from nas_llm.sparsity.amount import Amount, lowest, refuse_non_finite
+from nas_llm.sparsity.counting import ZeroCounts, Zeros
+from nas_llm.sparsity.targets import Targets, chosen
+
+if TYPE_CHECKING:
+    from nas_llm.sparsity import Batches
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """Fields as in :mod:`nas_llm.sparsity`, and ``block_size`` columns whose mask is chosen at a time (the paper's 128)
+    and ``damping``, which is added to the Hessian's diagonal as a fraction of its mean.
+
+    Raises:
+        ValueError: both or neither of ``sparsity`` and ``pattern``, one out of range, ``block_size`` below 1 or no
+            multiple of the pattern's M, ``damping`` below 0; when called, beside what every method raises: a Hessian
+            that is singular with this damping.
+    """
+
+    sparsity: float | None = None
+    pattern: str | None = None
+    targets: Targets = None
+    block_size: int = 128
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        amount = Amount.of(self.sparsity, self.pattern)
+        if self.block_size < 1 or self.block_size % amount.group:
+            what = f"a multiple of {amount.group}, by sparsity.pattern={self.pattern}" if self.pattern else "1 or more"
+            raise ValueError(f"sparsity.block_size={self.block_size}: allowed is {what}, as sparsity.block_size=128")
+        if self.damping < 0:
+            raise ValueError(f"sparsity.damping={self.damping}: allowed is 0 or more, as sparsity.damping=0.01")
+
+    @torch.no_grad()
+    def __call__(self, supernet: Supernet, batches: Batches) -> ZeroCounts:
+        """Raises as :class:`nas_llm.sparsity.Sparsity`."""
+        amount = Amount.of(self.sparsity, self.pattern)
+        names = {projection.name for projection in chosen(supernet, self)}
+        found = {}
+        for block in walk(supernet, batches):
+            hessians = block.collect(Hessian, names)
+            last: tuple[Hessian, Tensor] | None = None  # queries, keys and values share one, one after the other
+            for projection in block.projections:
+                if projection.name not in names:
+                    continue
+                hessian = hessians.pop(projection.name)
+                if last is None or last[0] is not hessian:
+                    last = None  # frees it before the next one is made
+                    last = (hessian, inverse_factor(hessian.matrix, self.damping, projection.name))
+                weight = projection.weight
+                pruned = prune(weight, last[1], amount, self.block_size)
+                refuse_non_finite(pruned, projection.name)
+                weight.copy_(pruned)
+                found[projection.name] = Zeros.of(weight)
+        return ZeroCounts(found)
+
+
+def inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
+    """The upper Cholesky factor U (in, in) of the inverse of the damped Hessian: H^-1 = U^T U.
+
+    Channels that are never active have the damping alone: their weights cost least and go first.
+
+    Raises:
+        ValueError: the Hessian is singular; ``name`` is the module whose it is.
+    """
+    damped = hessian.clone()
+    mean = damped.diagonal().mean()
+    damped.diagonal().add_(damping * mean if mean > 0 else 1.0)  # nothing is active: every channel costs the same
+    try:
+        torch.linalg.cholesky(damped, out=damped)
+        torch.cholesky_inverse(damped, out=damped)
+        return torch.linalg.cholesky(damped, upper=True)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            f"sparsity.damping={damping}: the Hessian of what {name} reads has no inverse with it; set "
+            f"sparsity.damping={max(10 * damping, 0.01):g}, or calibrate on more data with data.calibration_size="
+        ) from error
+
+
+def prune(weight: Tensor, factor: Tensor, amount: Amount, block_size: int) -> Tensor:
+    """The pruned and updated weight, float32, with exactly as many zeros as ``amount`` says; a fraction is that of the
+    whole matrix.
+
+    Args:
+        weight: (out, in), which stays as it is.
+        factor: U (in, in) of :func:`inverse_factor`.
+        amount: of zeros.
+        block_size: columns.
+    """
+    weight = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    rows, columns = weight.shape
+    for start in range(0, columns, block_size):
+        stop = min(start + block_size, columns)
+        inside, upper = weight[:, start:stop], factor[start:stop, start:stop]
+        diagonal = upper.diagonal()
+        errors = torch.zeros_like(inside)
+        mask = torch.zeros_like(inside, dtype=torch.bool)
+        if amount.fraction is not None:
+            count = amount.zeros(rows * stop) - amount.zeros(rows * start)
+            mask = lowest((inside / diagonal).square_().flatten(), count).view_as(inside)
+        for column in range(stop - start):
+            if amount.fraction is None and column % amount.group == 0:
+                group = slice(column, column + amount.group)
+                mask[:, group] = amount.lowest((inside[:, group] / diagonal[group]).square())
+            gone = torch.where(mask[:, column], inside[:, column], 0)
+            errors[:, column] = gone / diagonal[column]
+            inside[:, column:] -= errors[:, column : column + 1] * upper[column, column:]
+        weight[:, stop:] -= errors @ factor[start:stop, stop:]
+        inside.masked_fill_(mask, 0)  # what the last subtraction left of them is rounding
+    return weight

@@ -1,0 +1,188 @@
+"""Training of adapters alone: what trains, resuming from adapters alone, checkpointed gradients, the stages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train_stage import arguments, base  # noqa: F401  (fixtures)
+from training_fixtures import eval_loader, tiny_module, tiny_supernet, train_loader, trainer, weights
+
+import nas_llm
+from nas_llm import cli
+from nas_llm.lightning.checkpoint import read_checkpoint
+from nas_llm.models.quantized_linear import QuantizedLinear
+from nas_llm.peft.lora import Lora
+from nas_llm.peft.sparse_lora import SparseLora
+from nas_llm.samplers import SandwichSampler
+from nas_llm.search_space import SearchSpace
+from nas_llm.stages.finished_run import FinishedRun
+
+LORA = Lora(r=4, lora_alpha=8, lora_dropout=0.1)
+METHODS = {"lora": LORA, "dora": replace(LORA, use_dora=True), "sparse": SparseLora(r=4, lora_alpha=8)}
+
+
+def adapted(lora: Lora = LORA, **changes):
+    supernet = tiny_supernet(**changes)
+    lora(supernet)
+    return supernet
+
+
+def run(folder: Path, steps: int, ckpt_path: Path | None = None, lora: Lora = LORA, **changes):
+    module = tiny_module(adapted(lora), seed=3, **changes)
+    trainer(folder, max_steps=steps, max_epochs=-1).fit(module, train_loader(4), eval_loader(), ckpt_path=ckpt_path)
+    return weights(module)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_only_the_adapters_train_and_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path):
+    before = weights(tiny_module(adapted(method)))
+    after = run(tmp_path / "whole", 4, lora=method)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step-2.ckpt"
+    assert all("lora_" in name for name in read_checkpoint(checkpoint)["state_dict"])
+    resumed = run(tmp_path / "rest", 4, checkpoint, lora=method)
+    assert all(torch.equal(resumed[name], value) for name, value in after.items())
+
+
+def test_a_checkpoint_of_other_adapters_is_refused(tmp_path):
+    run(tmp_path / "one", 1)
+    checkpoint = tmp_path / "one" / "checkpoints" / "step-1.ckpt"
+    with pytest.raises(ValueError, match="ckpt_path"):
+        run(tmp_path / "other", 2, checkpoint, lora=replace(LORA, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="ckpt_path"):
+        run(tmp_path / "rank", 2, checkpoint, lora=replace(LORA, r=2))
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_gradient_checkpointing_changes_no_gradient_of_an_elastic_rank(method, tmp_path):
+    """The trap: a rank that is drawn again in the recomputation goes back through another sub-network."""
+
+    def after(checkpointing: bool):
+        supernet = adapted(method)
+        sampler = SandwichSampler(SearchSpace.per_layer(supernet, ranks=[1, 2, 3, 4]), k=2)
+        module = tiny_module(supernet, sampler=sampler, gradient_checkpointing=checkpointing, seed=5)
+        trainer(None, max_steps=2, max_epochs=-1).fit(module, train_loader(4), eval_loader())
+        return weights(module)
+
+    plain, checkpointed = after(False), after(True)
+    for name, value in plain.items():
+        assert torch.allclose(checkpointed[name], value, atol=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def finished_lora(base, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    adapters = ["peft=lora", "peft.r=4", "peft.lora_alpha=8", "search_space.ranks=[2,4]"]
+    assert cli.run(arguments(base, folder, *adapters)) == 0
+    return folder
+
+
+def test_a_run_with_adapters_is_searched_saved_and_exported(finished_lora, tmp_path):
+    run = FinishedRun(finished_lora)
+    assert {rank for e in run.evaluations for layer in e.architecture.layers for _, rank in layer.ranks} == {2, 4}
+    config = json.loads((finished_lora / "supernet" / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 4
+    assert config["peft_type"] == "LORA"
+    ids = torch.arange(1, 13).view(1, 12)
+    architecture = run.space.middle()
+    with torch.no_grad(), run.supernet.activate(architecture) as model:
+        expected = model.eval()(ids).logits
+    for adapters in ("auto", "merged", "separate"):
+        out = tmp_path / adapters
+        given = ["export", f"run_dir={finished_lora}", "architecture=middle", f"export.path={out}"]
+        assert cli.run([*given, f"export.adapters={adapters}"]) == 0
+        small = nas_llm.from_pretrained(out)
+        card = (out / "README.md").read_text()
+        if adapters == "separate":
+            from peft import PeftModel
+
+            assert "adapter/, in peft's format" in card
+            small = PeftModel.from_pretrained(small, str(out / "adapter"))
+        else:
+            assert "are merged into the weights: the logits differ" in card
+            assert not (out / "adapter").exists()
+        with torch.no_grad():
+            assert torch.allclose(small.eval()(ids).logits, expected, atol=1e-5)
+
+
+def test_a_run_with_adapters_is_searched_again_and_evaluated(finished_lora, capsys):
+    assert cli.run(["search", f"run_dir={finished_lora}", "search=random", "search.evaluations=6"]) == 0
+    assert cli.run(["evaluate", f"run_dir={finished_lora}", "architecture=smallest"]) == 0
+
+
+def test_adapters_that_cannot_take_effect_are_refused(base, finished_lora, tmp_path, capsys):  # noqa: F811
+    for wrong, said in {
+        "peft.r=4": "peft.r",
+        "search_space.ranks=[2]": "peft=lora",
+    }.items():
+        assert cli.run(arguments(base, tmp_path / "no", wrong)) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    assert cli.run(arguments(base, tmp_path / "no", "peft=lora", "peft.r=4000")) == 2
+    assert "peft.r=4000 is above the size of" in capsys.readouterr().err
+    assert cli.run(["export", f"run_dir={finished_lora}", "architecture=middle", "export.adapters=both"]) == 2
+    assert "allowed are auto, merged and separate" in capsys.readouterr().err
+
+
+PIPELINES = {  # of SQFT (paper 2): Shears' sparse base, masked adapters, quantised ones
+    "shears": ["sparsity=wanda", "peft=lora"],
+    "sparse_peft": ["sparsity=wanda", "peft=sparse_peft"],
+    "quantised base": ["quantization=gptq", "quantization.group_size=8", "peft=lora"],
+    "qa_sparse_peft": ["sparsity=wanda", "quantization=gptq", "quantization.group_size=8", "peft=qa_sparse_peft"],
+}
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
+def test_a_pipeline_keeps_what_it_promised_to_the_export(base, pipeline, tmp_path):  # noqa: F811
+    ranks = [
+        "search_space=per_layer",
+        "search_space.elastic=[rank]",
+        "search_space.ranks=[2,4]",
+        "search.evaluations=6",
+    ]
+    given = [*ranks, *pipeline, "peft.r=4", "peft.lora_alpha=8", "peft.target_modules=[q_proj,k_proj,v_proj,up_proj]"]
+    assert cli.run(arguments(base, tmp_path / "run", *given)) == 0
+    run = FinishedRun(tmp_path / "run")
+    assert len({rank for e in run.evaluations for layer in e.architecture.layers for _, rank in layer.ranks}) == 2
+    assert (
+        cli.run(["export", f"run_dir={tmp_path / 'run'}", "architecture=middle", f"export.path={tmp_path / 'out'}"])
+        == 0
+    )
+    small = nas_llm.from_pretrained(tmp_path / "out")
+    merged = "lora" not in str(pipeline)
+    assert (tmp_path / "out" / "adapter").exists() != merged
+    weights_ = [module.weight for _, module in small.named_modules() if isinstance(module, torch.nn.Linear)][:-1]
+    zeros = sum(int((weight == 0).sum()) for weight in weights_) / sum(weight.numel() for weight in weights_)
+    assert zeros >= 0.5 if "sparsity=wanda" in pipeline else zeros < 0.5
+    quantised = [m for m in small.modules() if isinstance(m, QuantizedLinear)]
+    assert bool(quantised) == ("quantization=gptq" in pipeline)
+    ids = torch.arange(1, 13).view(1, 12)
+    with torch.no_grad(), run.supernet.activate(run.space.middle()) as model:
+        expected = model.eval()(ids).logits
+        if merged:
+            assert torch.allclose(small(ids).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sparse_peft", "qa_sparse_peft"])
+def test_a_stopped_pipeline_resumes_on_the_base_that_it_made(base, name, tmp_path, capsys):  # noqa: F811
+    given, parts = [*PIPELINES[name], "peft.r=4", "search_space=depth_only"], tmp_path / "parts"
+    assert cli.run(arguments(base, tmp_path / "whole", *given)) == 0
+    shutil.copytree(tmp_path / "whole", parts)
+    for left in ("supernet", "subnets"):
+        shutil.rmtree(parts / left)
+    (parts / "archive.jsonl").unlink()
+    capsys.readouterr()
+    assert cli.run(arguments(base, parts, *given, f"ckpt_path={parts / 'checkpoints' / 'step-4.ckpt'}")) == 0
+    assert "zeros" not in capsys.readouterr().out  # neither sparsified nor quantised again
+    file = Path("supernet") / "adapter" / "adapter_model.safetensors"
+    one, other = (load_file(tmp_path / folder / file) for folder in ("whole", "parts"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name_], other[name_]) for name_ in one)
