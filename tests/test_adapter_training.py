@@ -15,7 +15,9 @@ from training_fixtures import eval_loader, tiny_module, tiny_supernet, train_loa
 
 import nas_llm
 from nas_llm import cli
+from nas_llm.distillation.mix import hard_loss
 from nas_llm.lightning.checkpoint import read_checkpoint
+from nas_llm.lightning.output import Targets, output_loss
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.peft.lora import Lora
 from nas_llm.peft.sparse_lora import SparseLora
@@ -75,6 +77,36 @@ def test_gradient_checkpointing_changes_no_gradient_of_an_elastic_rank(method, t
     plain, checkpointed = after(False), after(True)
     for name, value in plain.items():
         assert torch.allclose(checkpointed[name], value, atol=1e-6), name
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_loss_in_chunks_is_that_of_the_logits_of_an_adapted_output_layer(method, bias, monkeypatch):
+    """Value and gradients, against the model's own logits; with a rank and a width that are cut."""
+    supernet = adapted(replace(method, lora_dropout=0.0), attention_bias=bias)
+    for name, parameter in supernet.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
+    architecture = SearchSpace.joint(supernet, hidden=[16, 32], ranks=[2, 4]).smallest()
+    batch = next(iter(train_loader(4)))
+    targets = Targets.of(batch)
+    monkeypatch.setattr("nas_llm.lightning.output.chunk_tokens", lambda vocabulary, device: 3)
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        supernet.model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in supernet.model.named_parameters() if p.grad is not None}
+
+    with supernet.activate(architecture) as model:
+        chunked = output_loss(model, batch, targets, lambda z, a, b: hard_loss(z, targets.labels[a:b]))
+        ours = gradients(chunked)
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.flatten(0, 1)
+        plain = torch.nn.functional.cross_entropy(logits[targets.positions], targets.labels, reduction="sum")
+        theirs = gradients(plain)
+    assert torch.allclose(chunked, plain, rtol=1e-5)
+    assert ours.keys() == theirs.keys()
+    assert any("lm_head.lora_A" in name for name in ours)
+    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4) for name in ours)
 
 
 @pytest.fixture(scope="module")

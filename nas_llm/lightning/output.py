@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from nas_llm.distillation.chunked import ChunkLoss, OutputLayer, chunked_loss
 from nas_llm.distillation.mix import IGNORED, hard_loss
 from nas_llm.models.quantized_linear import QuantizedLinear
+from nas_llm.peft.head import linear_parts
 
 # Logits held at a time: small enough for a CPU's cache, large enough to fill a GPU.
 _CHUNK_NUMBERS = {"cpu": 2**22}
@@ -67,10 +68,12 @@ def output_loss(
     def total(hidden: Tensor) -> Tensor:
         if keep_hidden is not None:
             keep_hidden(hidden)
-        if isinstance(head, nn.Linear):
-            layer = OutputLayer(head.weight, head.bias, softcap)
-            chunk = chunk_tokens(layer.weight.shape[0], hidden.device.type)
-            return chunked_loss(hidden, layer, loss, chunk_tokens=chunk, gradient_scale=gradient_scale)
+        parts = linear_parts(head, hidden)
+        if parts is not None:
+            read, weight, low_rank, bias = parts
+            layer = OutputLayer(weight, bias, softcap, low_rank)
+            chunk = chunk_tokens(weight.shape[0], hidden.device.type)
+            return chunked_loss(read, layer, loss, chunk_tokens=chunk, gradient_scale=gradient_scale)
         return loss(OutputLayer(hidden, softcap=softcap).cap(plain_forward(hidden)), 0, len(hidden))
 
     return _inside_output_layer(model, batch, targets, total)

@@ -32,9 +32,12 @@ class QaSparseLoraLinear(LoraLinear):
         base = base_of(self)
         if self.disable_adapters or self.merged:
             return base(x, *args, **kwargs)
-        quantized: QuantizedWeight = base.quantized
-        weight = fake_quantize(self.summed(quantized), quantized.scales, quantized.zeros, quantized.bits)
-        return F.linear(x, weight.to(x.dtype), base.bias)
+        return F.linear(x, self.effective_weight().to(x.dtype), base.bias)
+
+    def effective_weight(self) -> Tensor:
+        """W~ (out, in): what x is multiplied with."""
+        quantized: QuantizedWeight = base_of(self).quantized
+        return fake_quantize(self.summed(quantized), quantized.scales, quantized.zeros, quantized.bits)
 
     def summed(self, quantized: QuantizedWeight) -> Tensor:
         """W + scaling (B A) * M (out, in), in the adapters' precision."""

@@ -29,12 +29,14 @@ class SparseLoraLinear(LoraLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)
-        base = base_of(self)
-        weight = masked_sum(
-            base.weight, *with_dropped_channels(self), self.scaling[NAME], transposed=self.fan_in_fan_out
-        )
+        base, weight = base_of(self), self.effective_weight()
         x = x.to(weight.dtype) if not torch.is_autocast_enabled(x.device.type) else x
         return F.linear(x, weight.T if self.fan_in_fan_out else weight, base.bias)
+
+    def effective_weight(self) -> Tensor:
+        """What x is multiplied with, of the base weight's shape."""
+        a, b = with_dropped_channels(self)
+        return masked_sum(base_of(self).weight, a, b, self.scaling[NAME], transposed=self.fan_in_fan_out)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What merging adds: nothing where the weight is zero."""
