@@ -191,8 +191,7 @@ def test_searchers_are_compared_on_copies_of_a_run(trained, tmp_path, capsys):
         copy = Path(shutil.copytree(trained, tmp_path / "searchers" / arm / f"{seed}-seed-{seed}"))
         write_text(copy / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*recorded, f"seed={seed}"])))
         arguments = [f"experiment=ablation_searchers/{arm}", "search.evaluations=8", "search_space.steps=3"]
-        small = [] if arm == "grid" else ["search.initial.bins=2", "search.initial.candidates_per_bin=2"]
-        assert cli.run(["search", f"run_dir={copy}", *arguments, *small]) == 0
+        assert cli.run(["search", f"run_dir={copy}", *arguments]) == 0
     sources = {e.source for e in Archive(copy / "archive.jsonl").evaluations}
     assert sources == {"reference", "nsga2", TRUNCATION}
     capsys.readouterr()
