@@ -448,10 +448,10 @@ def test_the_command_in_a_process_of_its_own_from_any_directory(
     assert asked("a", "train")["seed"] == 4
 
 
-LAUNCHERS = {
-    "joblib": ["hydra.launcher.n_jobs=2"],
-    "submitit_local": ["hydra.launcher.timeout_min=5"],
-    "ray": ["+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"],
+LAUNCHERS = {  # what installs each, and what keeps it small
+    "joblib": ("sweep", "hydra.launcher.n_jobs=2"),
+    "submitit_local": ("sweep", "hydra.launcher.timeout_min=5"),
+    "ray": ("ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"),
 }
 
 
@@ -460,10 +460,10 @@ LAUNCHERS = {
 def test_jobs_of_a_sweep_run_in_other_processes_by_a_launcher(
     launcher: str, shell: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
+    extra, *settings = LAUNCHERS[launcher]
     package = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
-    pytest.importorskip(package, reason=f"hydra/launcher={launcher} needs {package}: pip install nas-llm[sweep]")
-    chosen = (f"hydra/launcher={launcher}", *LAUNCHERS[launcher])
-    done = shell("train", "-m", "name=fine,value", *chosen, "run_dir=sweep")
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install nas-llm[{extra}]")
+    done = shell("train", "-m", "name=fine,value", f"hydra/launcher={launcher}", *settings, "run_dir=sweep")
     jobs = ("0-name-fine", "1-name-value")
     assert [asked(f"sweep/{job}", "train")["seed"] for job in jobs] == [0, 0], done.stderr
     assert (Path("sweep/0-name-fine/checkpoints/last.ckpt")).exists()
