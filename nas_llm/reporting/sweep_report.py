@@ -86,9 +86,8 @@ def _panel(axes: Axes, sweep: Sweep, quality: str) -> None:
         if not points:
             continue
         x, means = [100 * f for f, _ in points], [best.mean for _, best in points]
-        look = arm_look.line(place)
-        marks = {"marker": arm_look.marker(place), "markersize": 4.5}
-        axes.plot(x, means, **look, **marks, linewidth=1.6, label=arm.name, zorder=3)
+        look, marker = arm_look.line(place), arm_look.marker(place)
+        axes.plot(x, means, **look, marker=marker, markersize=4.5, linewidth=1.6, label=arm.name, zorder=3)
         low = [best.mean - (best.deviation or 0.0) for _, best in points]
         high = [best.mean + (best.deviation or 0.0) for _, best in points]
         axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0, zorder=2)
