@@ -35,7 +35,7 @@ def main(cfg):
     run_dir = Path(cfg.run_dir)
     asked = dict(seed=cfg.seed, k=cfg.sampler.get("k"), run_dir=cfg.run_dir, architecture=cfg.architecture)
     asked["search"] = dict(cfg.search)
-    asked["steps"] = cfg.trainer.max_steps
+    asked["steps"], asked["parent"] = cfg.trainer.max_steps, os.getppid()
     (run_dir / "{name}.json").write_text(json.dumps(asked))
     if cfg.name == "value":
         raise ValueError("name=value is refused\\nby the stage")
@@ -448,15 +448,26 @@ def test_the_command_in_a_process_of_its_own_from_any_directory(
     assert asked("a", "train")["seed"] == 4
 
 
+LAUNCHERS = {  # what installs each, and what keeps it small
+    "joblib": ("sweep", "hydra.launcher.n_jobs=2"),
+    "submitit_local": ("sweep", "hydra.launcher.timeout_min=5"),
+    "ray": ("ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"),
+}
+
+
 @pytest.mark.slow
-def test_jobs_of_a_sweep_run_in_other_processes_by_joblib(
-    shell: Callable[..., subprocess.CompletedProcess[str]],
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_jobs_of_a_sweep_run_in_other_processes_by_a_launcher(
+    launcher: str, shell: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    done = shell("train", "-m", "name=fine,value", *joblib, "run_dir=sweep")
-    assert [asked(f"sweep/{job}", "train")["seed"] for job in ("0-name-fine", "1-name-value")] == [0, 0]
+    extra, *settings = LAUNCHERS[launcher]
+    package = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install nas-llm[{extra}]")
+    done = shell("train", "-m", "name=fine,value", f"hydra/launcher={launcher}", *settings, "run_dir=sweep")
+    jobs = ("0-name-fine", "1-name-value")
+    assert [asked(f"sweep/{job}", "train")["seed"] for job in jobs] == [0, 0], done.stderr
     assert (Path("sweep/0-name-fine/checkpoints/last.ckpt")).exists()
+    assert os.getpid() not in [asked(f"sweep/{job}", "train")["parent"] for job in jobs], "in the launching process"
     assert done.returncode == 2
     assert "nas-llm: error: name=value is refused by the stage" in done.stderr
     assert "Traceback" not in done.stderr

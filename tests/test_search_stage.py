@@ -1,5 +1,6 @@
 """`nas-llm search` and `nas-llm report` on a run directory with a tiny super-network, as the train stage leaves it."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nas_llm import cli
+from nas_llm.config import config_dir
+from nas_llm.config_errors import options
+from nas_llm.launch import checked
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Loss
 from nas_llm.run_directory import read_json, write_json, write_text
@@ -178,3 +182,28 @@ def test_a_run_without_a_supernet_is_named(run_dir, capsys):
     (run_dir / "supernet").rename(run_dir / "elsewhere")
     assert cli.run(["search", f"run_dir={run_dir}"]) == 2
     assert "holds no super-network yet" in capsys.readouterr().err
+
+
+def test_searchers_are_compared_on_copies_of_a_run(trained, tmp_path, capsys):
+    arms = ("grid", "nsga2-calibrated-grid")
+    recorded = [line for line in OmegaConf.load(trained / ".hydra" / "overrides.yaml") if "search." not in line]
+    for arm, seed in itertools.product(arms, (0, 1)):
+        copy = Path(shutil.copytree(trained, tmp_path / "searchers" / arm / f"{seed}-seed-{seed}"))
+        write_text(copy / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*recorded, f"seed={seed}"])))
+        arguments = [f"experiment=ablation_searchers/{arm}", "search.evaluations=8", "search_space.steps=3"]
+        assert cli.run(["search", f"run_dir={copy}", *arguments]) == 0
+    sources = {e.source for e in Archive(copy / "archive.jsonl").evaluations}
+    assert sources == {"reference", "nsga2", TRUNCATION}
+    capsys.readouterr()
+    assert cli.run(["report", f"run_dir={tmp_path / 'searchers'}"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in shown if line.strip().startswith(arms)]
+    assert [row[0] for row in rows] == [*arms, *arms], "best losses, and the progress of the same networks"
+    assert (tmp_path / "searchers" / "sweep_progress.png").is_file()
+
+
+def test_the_searchers_of_the_ablation_have_one_budget():
+    arms = [name for name in options(config_dir(), "experiment") if name.startswith("ablation_searchers/")]
+    assert len(arms) == 7
+    found = [checked(["stage=search", f"experiment={arm}", "run_dir=any"]) for arm in arms]
+    assert len({(cfg.search.evaluations, cfg.search.seed, cfg.trainer.limit_val_batches) for cfg in found}) == 1

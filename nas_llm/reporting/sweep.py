@@ -1,7 +1,8 @@
 """A folder of runs (a Hydra multirun) read as an ablation: one arm per setting, one run per seed.
 
-The arm of a run is what its overrides say that differs between the runs, the seed apart. Of every run the best value of
-each quality among the measured networks of at most a fraction f of the full network's parameters is taken,
+The arm of a run is what the overrides of its last search say that differs between the runs, seeds apart. Of every run
+the best value of each quality among the measured networks of at most a fraction f of the full network's parameters is
+taken,
 
     q(f) = best { q(theta) : params(theta) <= f params(full) },
 
@@ -17,12 +18,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from nas_llm.reporting import numbers
 from nas_llm.reporting.run_files import RunFiles, Search
+from nas_llm.search.directory import HYPERVOLUME
 from nas_llm.search.pareto import hypervolume
 
 FRACTIONS = tuple(round(0.05 * place, 2) for place in range(2, 21))  # of the full network's parameters
 TABLE_FRACTIONS = (0.75, 0.5, 0.25)
-SEED = "seed"
+SEEDS = ("seed", "search.seed")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def __str__(self) -> str:
+        deviation = "" if self.deviation is None else f" ± {numbers.significant(self.deviation)}"
+        return f"{numbers.significant(self.mean)}{deviation}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,12 @@ class Sweep:
         )
         return Spread.of([_volume(search, quality, sign * worst) for search in arm.searches])
 
+    @cached_property
+    def shares_networks(self) -> bool:
+        """Whether the arms searched the same super-networks, run by run, whose three reference networks say so."""
+        boxes = [[_box(search) for search in arm.searches] for arm in self.arms]
+        return len(boxes) > 1 and all(mine == boxes[0] and None not in mine for mine in boxes)
+
 
 def is_run(folder: Path) -> bool:
     """Whether this folder is a run's own."""
@@ -128,19 +141,27 @@ def _number(name: str) -> float:
 def _settings(place: Path) -> dict[str, str]:
     from omegaconf import OmegaConf
 
-    lines = [str(line) for line in OmegaConf.load(place / ".hydra" / "overrides.yaml")]
+    stages = (place / ".hydra" / "search", place / ".hydra")  # a search by itself has settings of its own
+    record = next(file for folder in stages if (file := folder / "overrides.yaml").is_file())
+    lines = [str(line) for line in OmegaConf.load(record)]
     return {key: value for key, _, value in (line.partition("=") for line in lines) if not key.startswith("hydra.")}
 
 
 def _varied(settings: Sequence[Mapping[str, str]]) -> list[str]:
     keys = dict.fromkeys(key for each in settings for key in each)
-    return [key for key in keys if key != SEED and len({each.get(key) for each in settings}) > 1]
+    return [key for key in keys if key not in SEEDS and len({each.get(key) for each in settings}) > 1]
 
 
 def _name(settings: Mapping[str, str], varied: Sequence[str]) -> str:
     if len(varied) == 1:
         return settings.get(varied[0], "default").rpartition("/")[2]
     return ", ".join(f"{key}={settings[key]}" for key in varied if key in settings) or "all runs"
+
+
+def _box(search: Search) -> dict[str, dict[str, float]] | None:
+    """Of the hypervolume, around the largest, middle and smallest network; None where one could not be measured."""
+    found = search.facts.get(HYPERVOLUME)
+    return None if found is None else found["box"]
 
 
 def _best(search: Search, quality: str, fraction: float) -> float | None:

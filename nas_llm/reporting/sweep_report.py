@@ -7,8 +7,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nas_llm.reporting import numbers
-from nas_llm.reporting.sweep import FRACTIONS, TABLE_FRACTIONS, Spread, Sweep
+from nas_llm.reporting import arm_look, numbers
+from nas_llm.reporting.sweep import FRACTIONS, TABLE_FRACTIONS, Sweep
+from nas_llm.reporting.sweep_progress import write_progress
 from nas_llm.reporting.tables import aligned
 from nas_llm.run_directory import atomic_path, write_text
 
@@ -17,13 +18,12 @@ if TYPE_CHECKING:
 
 CSV_FILE, PNG_FILE = "sweep.csv", "sweep.png"
 COLUMNS = ("arm", "quality", "unit", "fraction", "mean", "standard_deviation", "runs")
-COLOURS = ("#1a1a1a", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8c8c8c")
-MARKERS = "o^sDvXp*"
 PANEL = (6.4, 4.8)  # inches
 
 
 def write_sweep_report(folder: str | Path) -> str:
-    """Write the CSV and the picture into the folder; returns the table.
+    """Write the CSV and the picture into the folder; returns the table. Of searches of the same super-networks, their
+    progress besides.
 
     Raises:
         ValueError: as ``Sweep.of``.
@@ -31,7 +31,8 @@ def write_sweep_report(folder: str | Path) -> str:
     sweep = Sweep.of(folder)
     _write_csv(sweep)
     _plot(sweep)
-    return sweep_table(sweep)
+    tables = [sweep_table(sweep), *([write_progress(sweep)] if sweep.shares_networks else [])]
+    return "\n\n".join(tables)
 
 
 def sweep_table(sweep: Sweep) -> str:
@@ -44,17 +45,10 @@ def sweep_table(sweep: Sweep) -> str:
     for arm in sweep.arms:
         row = [arm.name, str(len(arm.searches))]
         for quality in sweep.qualities:
-            row += [_cell(arm.best(quality, fraction)) for fraction in TABLE_FRACTIONS]
-            row.append(_cell(sweep.hypervolume(arm, quality)))
+            row += [str(arm.best(quality, fraction) or "none") for fraction in TABLE_FRACTIONS]
+            row.append(str(sweep.hypervolume(arm, quality)))
         body.append(row)
     return aligned(head, body)
-
-
-def _cell(spread: Spread | None) -> str:
-    if spread is None:
-        return "none"
-    deviation = "" if spread.deviation is None else f" ± {numbers.significant(spread.deviation)}"
-    return f"{numbers.significant(spread.mean)}{deviation}"
 
 
 def _write_csv(sweep: Sweep) -> None:
@@ -92,12 +86,11 @@ def _panel(axes: Axes, sweep: Sweep, quality: str) -> None:
         if not points:
             continue
         x, means = [100 * f for f, _ in points], [best.mean for _, best in points]
-        colour = COLOURS[place % len(COLOURS)]
-        marker = MARKERS[place % len(MARKERS)]
-        axes.plot(x, means, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=arm.name, zorder=3)
+        look, marker = arm_look.line(place), arm_look.marker(place)
+        axes.plot(x, means, **look, marker=marker, markersize=4.5, linewidth=1.6, label=arm.name, zorder=3)
         low = [best.mean - (best.deviation or 0.0) for _, best in points]
         high = [best.mean + (best.deviation or 0.0) for _, best in points]
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0, zorder=2)
     axes.set_xlabel("parameters, % of the full network's, at most")
     axes.set_ylabel(f"best {numbers.axis(quality, sweep.unit(quality))}")
     seeds = max(len(arm.searches) for arm in sweep.arms)

@@ -13,7 +13,7 @@ def main(cfg: DictConfig) -> None:
     """Rebuild the report of `run_dir` and print the front; of a sweep's folder, compare its arms over the seeds."""
     if not is_run(Path(cfg.run_dir)):
         print(write_sweep_report(cfg.run_dir))
-        print(f"written: {cfg.run_dir}/sweep.png, {cfg.run_dir}/sweep.csv")
+        print(f"written: {cfg.run_dir}/sweep*.png, {cfg.run_dir}/sweep*.csv")
         return
     page = write_report(cfg.run_dir)
     print(front_table(cfg.run_dir))
