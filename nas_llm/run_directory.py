@@ -151,6 +151,9 @@ def atomic_path(path: str | Path, *, setting: str = "run_dir") -> Iterator[Path]
     temporary = target.with_name(f".{target.name}.{os.getpid()}.nas_llm.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # of any kind: a part of the path is a file, or lies where nothing can be made
+        raise _unwritable(target, os.strerror(error.errno or errno.EIO), setting) from error
+    try:
         _remove(temporary)
         yield temporary
         _synchronise(temporary)
@@ -159,11 +162,13 @@ def atomic_path(path: str | Path, *, setting: str = "run_dir") -> Iterator[Path]
         reason = disk_error(error)
         if reason is None:
             raise
-        raise ValueError(
-            f"{target} could not be written ({reason}): mend that, or choose another place with {setting}="
-        ) from error
+        raise _unwritable(target, reason, setting) from error
     finally:
         _remove(temporary)
+
+
+def _unwritable(target: Path, reason: str, setting: str) -> ValueError:
+    return ValueError(f"{target} could not be written ({reason}): mend that, or choose another place with {setting}=")
 
 
 def disk_error(error: BaseException | None) -> str | None:

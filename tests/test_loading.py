@@ -70,6 +70,19 @@ def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
             save_pretrained(build("llama").extract(build("llama").largest()), target)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc, where nothing can be made")
+def test_a_place_where_nothing_can_be_made_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"/proc/none/out could not be written \(.*\): .*export\.path=$"):
+        save_pretrained(build("llama").extract(build("llama").largest()), "/proc/none/out")
+
+
+def test_an_empty_tokenizer_file_is_refused(tmp_path: Path) -> None:
+    load_tokenizer("microworld_llama").save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"its tokenizer does not load .*model\.tokenizer_path="):
+        load_tokenizer(tmp_path, setting="model.tokenizer_path")
+
+
 def edit(folder: Path, **changes: object) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))

@@ -147,7 +147,7 @@ def load_tokenizer(
         )
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # a damaged file fails in any way
         if not folder.is_dir() and not _has_config(path):
             raise ValueError(_not_found(path, setting)) from error
         raise ValueError(
