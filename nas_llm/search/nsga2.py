@@ -20,7 +20,7 @@ from nas_llm.search.pareto import minimised
 from nas_llm.search.rounds import RoundSearch
 
 WORST = 1e30  # in every objective, so dominated by all; finite, for pymoo's crowding distance subtracts
-LARGEST_POPULATION, SMALLEST_POPULATION, GENERATIONS = 32, 4, 3  # where none is given: a third of the budget
+LARGEST_POPULATION, SMALLEST_POPULATION, GENERATIONS = 32, 4, 10  # where none is given: a tenth of the budget
 
 
 @dataclass
@@ -29,7 +29,7 @@ class NSGA2(RoundSearch):
 
     Args:
         space, directions, evaluations, seed: as of every search.
-        population: survivors of each generation, and offspring per generation; None is a third of the budget, 4 to 32.
+        population: survivors of each generation, and offspring per generation; None is a tenth of the budget, 4 to 32.
         crossover_probability: of each pair of parents.
         crossover_eta: distribution index of the crossover; higher keeps children closer to their parents.
         mutation_probability: of each child; each of its genes then mutates with probability min(1/2, 1/genes).
