@@ -248,6 +248,7 @@ def _checked_sweep(stage: str, overrides: list[str], asked: Sequence[str]) -> tu
     given = text.value_of(overrides, "run_dir")
     if stage not in CONTINUING:
         _refuse_shared_folder(overrides, given)
+    _refuse_shared_export(overrides)
     jobs = _jobs(overrides)
     swept = {override for job_overrides in jobs for override in job_overrides} - set(overrides)
     run_dirs = []
@@ -287,6 +288,16 @@ def _refuse_shared_folder(overrides: Sequence[str], run_dir: str | None) -> None
         raise ValueError(
             f"run_dir={run_dir} would be another one for every job, but in a sweep it is the folder of them all: write "
             f"run_dir=FOLDER (each job has its own there, as FOLDER/0-{swept[0]}-...), or leave it out"
+        )
+
+
+def _refuse_shared_export(overrides: Sequence[str]) -> None:
+    """Jobs that export to one place would each replace what the one before them wrote."""
+    swept, path = text.swept(overrides), text.value_of(overrides, "export.path")
+    if path is not None and swept and "export.path" not in swept and not text.mentions(path, swept):
+        raise ValueError(
+            f"export.path={path} is one place for all jobs, each of which would replace the one before: leave it out "
+            f"(run_dir/subnets/<id>), or write export.path='{path}-${{{swept[0]}}}'"
         )
 
 

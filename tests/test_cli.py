@@ -163,7 +163,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "-m", "sampler.k=1,-1", "hydra/launcher=joblib"], "(job 1: sampler.k=-1)"),
         (["train", "-m", "sampler=standard,random", "distillation=none,forward_kl"], "(job 1: sampler=standard dist"),
         (["train", "-m", "experiment=glob(ablation_samplers/*)", "seed=1,-1"], "seed=-1 is not allowed"),
-        (["train", "-m", "experiment=glob(nothing/*)"], "matches none of experiment's options: ablation_samplers, "),
+        (
+            ["train", "-m", "experiment=glob(nothing/*)"],
+            "matches none of experiment's options: ablation_distillation, ",
+        ),
         (["train", "-m", "experiment=quickstart,quickstrat"], "did you mean experiment=quickstart?"),
         (["train", "-m", "sampler=random,sandwhich"], "did you mean sampler=sandwich?"),
         (["train", "--multi-run"], "unrecognized arguments: --multi-run"),

@@ -30,6 +30,13 @@ def parameters(path: Path) -> int:
     return sum(p.numel() for p in nas_llm.from_pretrained(path).parameters())
 
 
+def test_exports_of_a_sweep_into_one_place_are_refused(finished, tmp_path, capsys):  # noqa: F811
+    place = f"export.path={tmp_path / 'one'}"
+    assert cli.run(["export", "-m", f"run_dir={finished}", "architecture=largest,middle", place]) == 2
+    assert f"{place} is one place for all jobs" in capsys.readouterr().err
+    assert not (tmp_path / "one").exists()
+
+
 @pytest.mark.parametrize("name", ["largest", "smallest", "middle"])
 def test_export_by_name(finished, tmp_path, monkeypatch, name):  # noqa: F811
     assert export(finished, f"architecture={name}", f"export.path={tmp_path / 'out'}") == 0
