@@ -120,6 +120,7 @@ def finished_lora(base, tmp_path_factory):  # noqa: F811
 def test_a_run_with_adapters_is_searched_saved_and_exported(finished_lora, tmp_path):
     run = FinishedRun(finished_lora)
     assert {rank for e in run.evaluations for layer in e.architecture.layers for _, rank in layer.ranks} == {2, 4}
+    assert "attention_in 4" in (finished_lora / "pareto.csv").read_text()
     config = json.loads((finished_lora / "supernet" / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == 4
     assert config["peft_type"] == "LORA"
@@ -137,6 +138,7 @@ def test_a_run_with_adapters_is_searched_saved_and_exported(finished_lora, tmp_p
             from peft import PeftModel
 
             assert "adapter/, in peft's format" in card
+            assert 'PeftModel.from_pretrained(model, "separate/adapter")' in card
             small = PeftModel.from_pretrained(small, str(out / "adapter"))
         else:
             assert "are merged into the weights: the logits differ" in card

@@ -56,7 +56,10 @@ def test_the_stage_takes_the_benchmarks_name(tmp_path, capsys, monkeypatch):
     assert "2 times" in capsys.readouterr().out
     assert read_metrics(tmp_path / "run")[0]["limit"] == 2.0
     assert cli.run(["bench", f"run_dir={tmp_path / 'other'}"]) == 2
-    assert "bench is missing, which nas-llm bench reads: choose bench=, of adapters, distillation" in capsys.readouterr().err
+    assert (
+        "bench is missing, which nas-llm bench reads: choose bench=, of adapters, distillation"
+        in capsys.readouterr().err
+    )
 
 
 def test_numbers_below_one_are_refused():

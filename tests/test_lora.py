@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from nas_llm.architecture import Architecture
 from nas_llm.models.supernet import Supernet
 from nas_llm.peft.adapters import lora_layers, remove
+from nas_llm.peft.files import AdapterFile
 from nas_llm.peft.lora import Lora
 
 LORA = Lora(r=6, lora_alpha=12, lora_dropout=0.0)
@@ -138,6 +139,18 @@ def test_the_seed_of_the_adapters_decides_alone():
 
     assert torch.equal(drawn(0, 1), drawn(0, 2))
     assert not torch.equal(drawn(0, 1), drawn(1, 1))
+
+
+def test_longer_ends_of_names_choose_single_matrices():
+    supernet = build("llama")
+    replace(LORA, target_modules=["layers.1.self_attn.q_proj", "layers.2.mlp.up_proj"])(supernet)
+    names = [name for name, _ in lora_layers(supernet.model)]
+    assert names == ["model.layers.1.self_attn.q_proj", "model.layers.2.mlp.up_proj"]
+    small = supernet.extract(replace(supernet.largest(), layers=supernet.largest().layers[1:]))
+    assert sorted(AdapterFile.of(small).config.target_modules) == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.mlp.up_proj",
+    ]
 
 
 def test_what_cannot_be_is_refused():

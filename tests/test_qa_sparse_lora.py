@@ -124,6 +124,7 @@ def test_zeros_may_be_given_up_by_name():
     small = supernet.extract(supernet.largest())
     before = sum(int((m.quantized.dequantized() == 0).sum()) for m in quantized_modules(small).values())
     expected = logits_of(small, batch())
-    merge(small)
+    summary = merge(small).summary
+    assert "of the weights were zero before" in summary
     assert_close(logits_of(small, batch()), expected)
     assert sum(int((m.quantized.dequantized() == 0).sum()) for m in quantized_modules(small).values()) < before

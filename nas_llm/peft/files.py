@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ class AdapterFile:
         self.config.save_pretrained(str(folder))
 
 
-def read_adapter(supernet: Supernet, folder: Path, *, setting: str = "model.adapter_path") -> None:
+def read_adapter(supernet: Supernet, folder: Path, *, setting: str = "adapter") -> None:
     """Loads the values of the adapters that ``supernet`` has from a file of the same ones.
 
     Raises:
@@ -62,7 +63,7 @@ def read_adapter(supernet: Supernet, folder: Path, *, setting: str = "model.adap
         rank = json.loads((folder / CONFIG).read_text())["r"]
     except FileNotFoundError as error:
         raise ValueError(f"{setting}={folder}: it holds no adapter ({CONFIG} and {WEIGHTS})") from error
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{setting}={folder}: the adapter is damaged ({error})") from error
     there = {name: tuple(tensor.shape) for name, tensor in _weights(supernet.model).items()}
     given = {name: tuple(tensor.shape) for name, tensor in found.items()}
@@ -83,6 +84,7 @@ def _config(model: nn.Module, base: str | None) -> LoraConfig:
     config = copy.deepcopy(whole)
     config.base_model_name_or_path, config.inference_mode = base, True
     config.rank_pattern, config.alpha_pattern = {}, {}
+    config.target_modules = target_names(model, [name for name, _ in lora_layers(model)])
     for name, layer in lora_layers(model):
         rank = factors(layer)[0].shape[0]
         if rank != config.r:
@@ -90,6 +92,16 @@ def _config(model: nn.Module, base: str | None) -> LoraConfig:
             config.rank_pattern[name] = rank
             config.alpha_pattern[name] = config.lora_alpha * (part**0.5 if config.use_rslora else part)  # type: ignore[assignment]
     return config
+
+
+def target_names(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The shortest ends of ``names`` that peft matches to these matrices and to no others of the model."""
+    chosen, suffixes = set(names), {name.rpartition(".")[2] for name in names}
+    inside = tuple(f"{name}." for name in names)  # an adapter's own matrices, and the weight that it stands beside
+    others = [name for name, _ in model.named_modules() if name not in chosen and not name.startswith(inside)]
+    if any(name.rpartition(".")[2] in suffixes for name in others):
+        return sorted(chosen)
+    return sorted(suffixes)
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

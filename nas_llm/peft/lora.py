@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nas_llm.models.supernet import Supernet
 from nas_llm.peft.adapters import inject
+from nas_llm.peft.files import target_names
 from nas_llm.peft.groups import GroupBy, Target, targets_of
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ class Lora:
     def add(self, supernet: Supernet) -> None:
         """Adds peft's plain layers of the same shapes, as long as nothing is trained the same function as any other."""
         targets = self.targets(supernet)
-        inject(supernet, targets, self.config(targets), seed=self.seed)
+        inject(supernet, targets, self.config(supernet, targets), seed=self.seed)
 
     def targets(self, supernet: Supernet) -> list[Target]:
         return targets_of(supernet, self.target_modules, embeddings=self.embeddings, group_by=self.group_by)
 
-    def config(self, targets: Sequence[Target]) -> LoraConfig:
+    def config(self, supernet: Supernet, targets: Sequence[Target]) -> LoraConfig:
         """peft's configuration of these adapters."""
         from peft import LoraConfig
 
@@ -90,7 +91,7 @@ class Lora:
             lora_dropout=self.lora_dropout,
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
-            target_modules=sorted({target.suffix for target in targets}),
+            target_modules=target_names(supernet.model, [target.name for target in targets]),
             fan_in_fan_out=any(isinstance(target.module, Conv1D) for target in targets),
             task_type="CAUSAL_LM",
         )

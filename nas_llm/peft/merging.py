@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nas_llm.models.quantized_linear import QuantizedLinear
+from nas_llm.models.quantized_weight import QuantizedWeight
 from nas_llm.peft.adapters import base_of, factors, lora_layers, strip
 from nas_llm.peft.qa_sparse_lora import QaSparseLoraLinear
 from nas_llm.peft.sparse_lora import SparseLoraLinear
@@ -41,9 +42,8 @@ class Merged:
     @property
     def summary(self) -> str:
         """One sentence for the model card."""
-        kept = (
-            "" if self.zeros_before < SPARSE * self.size else f"; {self.zeros_after / self.size:.2%} zeros, as before"
-        )
+        before, after = self.zeros_before / self.size, self.zeros_after / self.size
+        kept = "" if before < SPARSE else f"; {before:.2%} of the weights were zero before, {after:.2%} are after"
         return (
             f"The low-rank adapters of {self.modules} matrices are merged into the weights: the logits differ from the "
             f"unmerged ones by {self.difference:.1e} of their scale (at most {self.tolerance:.0e} is allowed){kept}."
@@ -66,6 +66,7 @@ def merge(model: PreTrainedModel) -> Merged:
         refuse_lossy(name, layer)
     weights: list[torch.Tensor] = [base_of(layer).weight for _, layer in layers]
     zeros_before, size = sum(map(_zeros, weights)), sum(weight.numel() for weight in weights)
+    kept = [(layer, _promised(layer)) for _, layer in layers]
     before = _probe(model)
     _untie(model)
     for _, layer in layers:
@@ -82,6 +83,8 @@ def merge(model: PreTrainedModel) -> Merged:
             f"the merged model's logits differ from the unmerged one's by {difference:.2g} of their scale; "
             f"{model.dtype} explains {tolerance:.0e}: export the adapters apart, export.adapters=separate"
         )
+    for layer, promised in kept:
+        _refuse_broken(layer, promised)
     zeros_after = sum(_zeros(base_of(layer).weight) for _, layer in layers)
     return Merged(difference, tolerance, len(layers), zeros_before, zeros_after, size)
 
@@ -120,6 +123,26 @@ def refuse_lossy(name: str, layer: LoraLayer) -> None:
             f"{name} is sparse ({share:.0%} zeros) and its adapter dense: merging would fill the zeros. Export them "
             "apart, export.adapters=separate, or train with adapters that keep zeros, peft=sparse_peft"
         )
+
+
+def _promised(layer: LoraLayer) -> tuple[torch.Tensor | None, QuantizedWeight | None]:
+    """What a merge has to keep: where the weight is zero, and the grid of its codes."""
+    base = base_of(layer)
+    masked = isinstance(layer, SparseLoraLinear) or (isinstance(layer, QaSparseLoraLinear) and layer.keep_zeros)
+    return base.weight == 0 if masked else None, base.quantized if isinstance(layer, QaSparseLoraLinear) else None
+
+
+def _refuse_broken(layer: LoraLayer, promised: tuple[torch.Tensor | None, QuantizedWeight | None]) -> None:
+    """Raises ValueError where a merged weight has lost a zero, or its codes their grid: a defect of this program."""
+    zeros, before = promised
+    base = base_of(layer)
+    if zeros is not None and bool(base.weight[zeros].any()):
+        raise ValueError("a merged weight has lost zeros of its base: export the adapters apart, and report this")
+    if before is not None:
+        after: QuantizedWeight = base.quantized
+        grid = torch.equal(before.scales, after.scales) and torch.equal(before.zeros, after.zeros)
+        if not grid or int(after.codes.min()) < 0 or int(after.codes.max()) > 2**after.bits - 1:
+            raise ValueError("a merged weight has other scales, zero points or codes than its base allows: report this")
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -13,6 +13,7 @@ from nas_llm.search.archive import Evaluation
 
 CSV_FILE = "pareto.csv"
 SHOWN_ROWS = 16
+RANK = "rank"
 SHAPE = ("hidden", "layers", "heads", "groups", "head_dim", "ffn")
 
 
@@ -39,7 +40,17 @@ def shape_of(architecture: Architecture) -> dict[str, str]:
         "groups": _span([layer.kv_groups for layer in layers]),
         "head_dim": _span([layer.head_dim for layer in layers]),
         "ffn": _span([layer.ffn for layer in layers]),
-    }
+    } | _ranks_of(architecture)
+
+
+def _ranks_of(architecture: Architecture) -> dict[str, str]:
+    """`rank`: of every group of adapters, a range where the layers differ; nothing where there are none."""
+    by_group: dict[str, list[int]] = {}
+    for ranks in (*(layer.ranks for layer in architecture.layers), architecture.ranks):
+        for name, rank in ranks:
+            by_group.setdefault(name, []).append(rank)
+    named = ", ".join(f"{name} {_span(found)}" for name, found in by_group.items())
+    return {RANK: named} if named else {}
 
 
 def rows(run: RunFiles, search: Search) -> list[Row]:
@@ -55,6 +66,7 @@ def write_csv(run: RunFiles, search: Search) -> Path:
     measured = list(search.full.objectives)
     first = search.qualities[0]
     head = ["id", "role", "fraction_of_params", *measured, f"truncation_{first}", "exported", *SHAPE, "kept_layers"]
+    head += [RANK] if RANK in shape_of(search.full.architecture) else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
@@ -85,13 +97,14 @@ def front_table(run_dir: str | Path) -> str:
     truncation = [f"truncated: {numbers.label(search.qualities[0])}"] if search.truncation else []
     head = ["", "architecture", *(numbers.axis(n, search.unit(n)) for n in names[:1]), "of full"]
     head += [numbers.axis(name, search.unit(name)) for name in names[1:]]
-    head += [*truncation, "hidden", "layers", "heads", "ffn"]
+    sizes = ["hidden", "layers", "heads", "ffn", *([RANK] if RANK in everything[0].shape else [])]
+    head += [*truncation, *sizes]
     body = []
     for row in shown:
         first, *rest = (row.values[name] for name in names)
         cells = ["*" if row.exported else "", "full network" if row.is_full else row.evaluation.id, first]
         cells += [numbers.percent(row.fraction), *rest, *([row.truncated] if truncation else [])]
-        body.append([*cells, *(row.shape[key] for key in ("hidden", "layers", "heads", "ffn"))])
+        body.append([*cells, *(row.shape[key] for key in sizes)])
     tested = len(search.front) + len(search.dominated)
     title = f"Pareto front: {len(search.front)} of {numbers.counted(tested, 'architecture')}"
     notes = [f"{len(everything) - len(shown)} more in {run.path / CSV_FILE}"] if len(shown) < len(everything) else []

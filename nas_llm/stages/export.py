@@ -100,5 +100,9 @@ def _without_adapters(model: PreTrainedModel, adapters: Adapters, target: Path) 
         )
     beside = AdapterFile.of(model, str(target))
     strip(model)
-    note = f"Its low-rank adapters lie in {ADAPTER}/, in peft's format; the weights here are those of the base."
+    with_them = f'from peft import PeftModel; model = PeftModel.from_pretrained(model, "{target.name}/{ADAPTER}")'
+    note = (
+        f"Its low-rank adapters lie in {ADAPTER}/, in peft's format; the weights here are those of the base. After "
+        f"loading it: `{with_them}`."
+    )
     return beside, note
