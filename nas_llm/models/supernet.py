@@ -221,13 +221,14 @@ class Supernet(nn.Module):
             return self._costs.macs(architecture, batch_size, sequence_length)
         return self._base_costs.macs(architecture.without_ranks, batch_size, sequence_length)
 
-    def weight_bytes(self, architecture: Architecture) -> int:
-        """Bytes of the extracted model's weights in the precision they have now, packed where they are quantised."""
+    def weight_bytes(self, architecture: Architecture, *, adapters: bool = True) -> int:
+        """Bytes of the extracted model's weights in the precision they have now, packed where they are quantised;
+        without ``adapters`` those of the model into which they are merged."""
         itemsize, kept = self.model.dtype.itemsize, {layer.index for layer in architecture.layers}
         modules = [self._shared, *(layer for index, layer in enumerate(self._in_layer) if index in kept)]
         packed = [m for layer in modules for m in layer if isinstance(m, QuantizedLinear)]
         saved = sum(module.num_weights * itemsize - module.weight_bytes for module in packed)
-        return self.num_parameters(architecture) * itemsize - saved
+        return self.num_parameters(architecture, adapters=adapters) * itemsize - saved
 
     def kv_cache_bytes(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
         """Bytes of a full key/value cache in the model's precision. Raises as :meth:`macs`."""
