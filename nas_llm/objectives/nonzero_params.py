@@ -1,5 +1,6 @@
-"""Number of parameters that are not zero: what is left of a sparse sub-network. Counted, tied weights once; a weight held
-as integers counts where it stands for another value than zero.
+"""Number of parameters that are not zero: what is left of a sparse sub-network. Counted, tied weights once.
+
+A weight that is held as integers counts where it stands for another value than zero.
 """
 
 from dataclasses import dataclass
