@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     **{room: VALUES | FILES | {"models"} for room in MIDDLE},
 }
 ALLOWED["evaluation"] |= {"data"}  # questions from files, and the tokens that training gives a prompt
-ALLOWED["objectives"] |= {"evaluation", "data", "peft"}  # latency may be measured with adapters merged
+ALLOWED["objectives"] |= {"evaluation", "data", "peft", "sparsity"}  # measured with adapters merged; zeros
 ALLOWED["importance"] |= {
     "objectives",
     "evaluation",

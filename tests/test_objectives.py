@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,18 +10,23 @@ import torch
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import (
     Latency,
     Loss,
     Macs,
+    NonzeroParams,
     Params,
     Perplexity,
     TokenAccuracy,
+    WeightBytes,
     directions,
     mean_token_loss,
     measure,
 )
+from nas_llm.peft.lora import Lora
+from nas_llm.quantization.rtn import RoundToNearest
 from nas_llm.search_space import SearchSpace
 
 CONF = Path(__file__).parent.parent / "conf" / "objectives"
@@ -239,7 +245,40 @@ def test_directions_and_another_ones_objective(supernet, architectures):
     assert measure([Width()], supernet, architectures[0])["width"] == 32.0
 
 
-@pytest.mark.parametrize("name", ["params", "macs", "loss", "perplexity", "latency"])
+def test_parameters_that_are_zero_and_bytes_of_integers_are_counted(supernet, architectures):
+    sparse = copy.deepcopy(supernet)
+    for layer in sparse.model.model.layers:
+        layer.mlp.up_proj._parameters["weight"].data[:2] = 0  # the first two rows stay in every sub-network
+    for architecture in architectures:
+        zeros = 2 * architecture.hidden * len(architecture.layers)
+        params = supernet.num_parameters(architecture)
+        assert NonzeroParams()(supernet, architecture) == params
+        assert NonzeroParams()(sparse, architecture) == params - zeros
+        assert WeightBytes()(sparse, architecture) == 4 * params
+    full = sparse.largest()
+    RoundToNearest(bits=4, group_size=16)(sparse, [])
+    dense = [m for layer in supernet.model.model.layers for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    held = [m for layer in sparse.model.model.layers for m in layer.modules() if isinstance(m, QuantizedLinear)]
+    rounded = sum(int((a.weight != 0).sum()) - int((b.weight != 0).sum()) for a, b in zip(dense, held, strict=True))
+    assert rounded > 2 * 32 * 3  # small weights become zero too
+    assert NonzeroParams()(sparse, full) == supernet.num_parameters(full) - rounded
+    saved = sum(a.weight.nbytes - b.weight_bytes for a, b in zip(dense, held, strict=True))
+    assert WeightBytes()(sparse, full) == 4 * supernet.num_parameters(full) - saved
+
+
+def test_what_is_counted_without_adapters_is_the_merged_network(supernet, architectures):
+    adapted = copy.deepcopy(supernet)
+    Lora(r=4, target_modules=["q_proj"])(adapted)
+    full, plain = adapted.largest(), supernet.num_parameters(supernet.largest())
+    added = sum(p.numel() for p in adapted.model.parameters() if p.requires_grad)
+    zeros = added // 2  # of B, before training; q_proj is square
+    assert NonzeroParams()(adapted, full) == plain + added - zeros
+    assert NonzeroParams(adapters=False)(adapted, full) == plain
+    assert WeightBytes()(adapted, full) == 4 * (plain + added)
+    assert WeightBytes(adapters=False)(adapted, full) == 4 * plain
+
+
+@pytest.mark.parametrize("name", ["params", "nonzero_params", "weight_bytes", "macs", "loss", "perplexity", "latency"])
 def test_every_option_says_its_name_and_all_of_its_fields(name):
     text = (CONF / f"{name}.yaml").read_text()
     assert text.startswith(f"# @package objectives.{name}\n")

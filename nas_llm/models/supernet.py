@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.models.attached import Attached, with_ranks
-from nas_llm.models.axes import Fixed, Orders, Sizes, rank_sizes, reorder, sizes_of
+from nas_llm.models.axes import Fixed, Orders, Sizes, count, rank_sizes, reorder, sizes_of
 from nas_llm.models.counting import Costs
 from nas_llm.models.elastic import ElasticModule, Layouts, active_parameters, make_elastic, make_plain
 from nas_llm.models.families import Row, family_of
@@ -55,6 +55,9 @@ class Supernet(nn.Module):
         self._in_layer: list[list[ElasticModule]] = []
         self._indexed = [[m for m in block.modules() if "layer_idx" in vars(m)] for block in self._blocks]
         self._make_elastic()
+        embedding = model.get_input_embeddings()
+        assert isinstance(embedding, ElasticModule)
+        self._embedding = embedding.elastic_layouts["weight"]
         self._order = Order({})
         self._costs = Costs.of(self._shared, self._in_layer, self._full)
         self._attached: tuple[Attached, ...] = ()
@@ -193,6 +196,14 @@ class Supernet(nn.Module):
         self._attached = ()
         self._full, self._costs = self._full.without_ranks, self._base_costs
 
+    def _untied_by_merging(self, architecture: Architecture) -> int:
+        """Parameters that an output head gets of its own where an adapter stands beside the one that it shares."""
+        if not self.config.tie_word_embeddings:
+            return 0
+        vocabulary = self._embedding[0]
+        adapted = any(vocabulary in layout for a in self._attached for layout in a.layouts.values())
+        return count(self._embedding, {"hidden": architecture.hidden}) if adapted else 0
+
     def _attached_to(self, layer: int | None) -> list[ElasticModule]:
         return [attached.module for attached in self._attached if attached.layer == layer]  # type: ignore[misc]
 
@@ -200,14 +211,15 @@ class Supernet(nn.Module):
 
     def num_parameters(self, architecture: Architecture, *, adapters: bool = True) -> int:
         """Exact number of parameters of the extracted model, tied weights counted once; without ``adapters`` that of
-        the model into which they are merged.
+        the model into which they are merged, where an adapted output head is no longer tied.
 
         Raises:
             ValueError: the architecture is larger than the network.
         """
         if adapters:
             return self._costs.num_parameters(architecture)
-        return self._base_costs.num_parameters(architecture.without_ranks)
+        untied = self._untied_by_merging(architecture)
+        return self._base_costs.num_parameters(architecture.without_ranks) + untied
 
     def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int, adapters: bool = True) -> int:
         """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask); without
@@ -221,13 +233,14 @@ class Supernet(nn.Module):
             return self._costs.macs(architecture, batch_size, sequence_length)
         return self._base_costs.macs(architecture.without_ranks, batch_size, sequence_length)
 
-    def weight_bytes(self, architecture: Architecture) -> int:
-        """Bytes of the extracted model's weights in the precision they have now, packed where they are quantised."""
+    def weight_bytes(self, architecture: Architecture, *, adapters: bool = True) -> int:
+        """Bytes of the extracted model's weights in the precision they have now, packed where they are quantised;
+        without ``adapters`` those of the model into which they are merged."""
         itemsize, kept = self.model.dtype.itemsize, {layer.index for layer in architecture.layers}
         modules = [self._shared, *(layer for index, layer in enumerate(self._in_layer) if index in kept)]
         packed = [m for layer in modules for m in layer if isinstance(m, QuantizedLinear)]
         saved = sum(module.num_weights * itemsize - module.weight_bytes for module in packed)
-        return self.num_parameters(architecture) * itemsize - saved
+        return self.num_parameters(architecture, adapters=adapters) * itemsize - saved
 
     def kv_cache_bytes(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
         """Bytes of a full key/value cache in the model's precision. Raises as :meth:`macs`."""

@@ -4,10 +4,12 @@ from nas_llm.objectives.generated_accuracy import GeneratedAccuracy
 from nas_llm.objectives.latency import Latency, Timings
 from nas_llm.objectives.loss import Loss, mean_token_loss
 from nas_llm.objectives.macs import Macs
+from nas_llm.objectives.nonzero_params import NonzeroParams
 from nas_llm.objectives.params import Params
 from nas_llm.objectives.perplexity import Perplexity
 from nas_llm.objectives.protocol import Batch, Derived, Detailed, Details, Estimate, Objective, directions, measure
 from nas_llm.objectives.token_accuracy import TokenAccuracy
+from nas_llm.objectives.weight_bytes import WeightBytes
 
 __all__ = [
     "Batch",
@@ -19,11 +21,13 @@ __all__ = [
     "Latency",
     "Loss",
     "Macs",
+    "NonzeroParams",
     "Objective",
     "Params",
     "Perplexity",
     "Timings",
     "TokenAccuracy",
+    "WeightBytes",
     "directions",
     "mean_token_loss",
     "measure",

@@ -3,7 +3,7 @@
 import math
 
 UNITS = {"params": "parameters"}  # of what is measured whether or not it is an objective
-LABELS = {"params": "parameters", "macs": "MACs", "latency": "latency"}
+LABELS = {"params": "parameters", "nonzero_params": "non-zero parameters", "macs": "MACs", "latency": "latency"}
 SEARCHERS = {
     "nsga2": "NSGA-II",
     "random": "Random search",
@@ -12,7 +12,7 @@ SEARCHERS = {
     "hill_climbing": "Hill climbing",
     "stratified": "Stratified random search",
 }
-COUNTS = ("params", "macs")
+COUNTS = ("params", "nonzero_params", "macs", "weight_bytes")
 SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas_llm.models.quantized_linear import quantized_modules
+
 
 @dataclass(frozen=True)
 class Zeros:
@@ -54,6 +56,9 @@ class ZeroCounts:
 
 
 def zeros_of_model(model: nn.Module) -> ZeroCounts:
-    """Of every parameter by its name, tied ones once: ``overall.size`` is the number of parameters and
-    ``overall.nonzero`` that of the non-zero ones. Of a super-network: the whole one, whatever is active."""
-    return ZeroCounts({name: Zeros.of(parameter.detach()) for name, parameter in model.named_parameters()})
+    """Of every parameter by its name, tied ones once, and of the weights that are held as integers: ``overall.size`` is
+    the number of parameters and ``overall.nonzero`` that of the non-zero ones. Of a super-network: the whole one,
+    whatever is active."""
+    counts = {name: Zeros.of(parameter.detach()) for name, parameter in model.named_parameters()}
+    packed = {f"{name}.weight": Zeros.of(module.weight) for name, module in quantized_modules(model).items()}
+    return ZeroCounts(counts | packed)
