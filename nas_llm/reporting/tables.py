@@ -79,7 +79,9 @@ def write_csv(run: RunFiles, search: Search) -> Path:
         truncated = "" if baseline is None else baseline.objectives.get(first, "")
         kept = " ".join(str(layer.index) for layer in evaluation.architecture.layers)
         shape = [row.shape[key] for key in SHAPE]
-        writer.writerow([evaluation.id, role, f"{row.fraction:.6f}", *values, truncated, row.exported, *shape, kept])
+        ranks = [row.shape[RANK]] if RANK in row.shape else []
+        known = [evaluation.id, role, f"{row.fraction:.6f}", *values, truncated, row.exported]
+        writer.writerow([*known, *shape, kept, *ranks])
     path = run.path / CSV_FILE
     write_text(path, text.getvalue())
     return path
