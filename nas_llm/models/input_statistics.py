@@ -2,7 +2,7 @@
 
 ``Hessian``: 2 X X^T (in, in), of the squared error ||W X - W' X||^2 of each row of W (Frantar et al., "Optimal Brain
 Compression", 2022, section 4); for SparseGPT and GPTQ. ``ChannelNorms``: ||X_j||_2 of each input channel j (in,); for
-Wanda. Padding tokens are none of the tokens.
+Wanda. Padding tokens are none of the tokens. ``inverse_cholesky`` is what both read of a Hessian.
 """
 
 from __future__ import annotations
@@ -45,3 +45,19 @@ class ChannelNorms:
     @property
     def norms(self) -> Tensor:
         return self._squares.sqrt()
+
+
+def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor U (in, in) of the inverse of the damped Hessian: H^-1 = U^T U.
+
+    ``damping`` is added to the diagonal as a fraction of its mean. Channels that are never active have it alone.
+
+    Raises:
+        torch.linalg.LinAlgError: there is none.
+    """
+    damped = hessian.clone()
+    mean = damped.diagonal().mean()
+    damped.diagonal().add_(damping * mean if mean > 0 else 1.0)  # nothing is active: every channel costs the same
+    torch.linalg.cholesky(damped, out=damped)
+    torch.cholesky_inverse(damped, out=damped)
+    return torch.linalg.cholesky(damped, upper=True)

@@ -180,7 +180,9 @@ class Supernet(nn.Module):
             ValueError: others are attached already.
         """
         if self._attached:
-            raise ValueError("this super-network has adapters already: take them off first (nas_llm.peft.remove)")
+            raise ValueError(
+                "this super-network has adapters already: take them off first (nas_llm.peft.adapters.remove)"
+            )
         full = with_ranks(self._full, modules)
         for attached in modules:
             make_elastic(attached.module, attached.layouts, attached.full(full))

@@ -36,7 +36,7 @@ def inject(supernet: Supernet, targets: Sequence[Target], config: LoraConfig, *,
         ValueError: the network has adapters already, or a rank is above the size of a module.
     """
     if supernet.attached:
-        raise ValueError("this super-network has adapters already: take them off first (nas_llm.peft.remove)")
+        raise ValueError("this super-network has adapters already: take them off first (nas_llm.peft.adapters.remove)")
     _refuse_large_rank(targets, config.r)
     from peft import inject_adapter_in_model
 
@@ -71,10 +71,6 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
-
-
-def has_adapters(model: nn.Module) -> bool:
-    return next(lora_layers(model), None) is not None
 
 
 def factors(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from nas_llm.models.elastic import ElasticModule
 from nas_llm.models.supernet import Supernet
 
 GroupBy = Literal["role", "module"]
-FFN, HEADS, HIDDEN = "ffn", "kv_groups", "hidden"
+FFN, HIDDEN = "ffn", "hidden"
 
 
 @dataclass(frozen=True)

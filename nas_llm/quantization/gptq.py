@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nas_llm.models.block_walk import walk
-from nas_llm.models.input_statistics import Hessian
+from nas_llm.models.input_statistics import Hessian, inverse_cholesky
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.quantized_weight import QuantizedWeight, grid, round_to_codes
 from nas_llm.models.supernet import Supernet
@@ -106,7 +106,7 @@ class GPTQ:
         if order is not None:
             work, hessian = work[:, order], hessian[order][:, order]
             keep = keep if keep is None else keep[:, order]
-        factor = inverse_factor(hessian, self.damping)
+        factor = inverse_cholesky(hessian, self.damping)
         codes = torch.empty_like(work, dtype=torch.uint8)
         block = max(self.block_size // self.group_size, 1) * self.group_size  # whole groups
         for start in range(0, width, block):
@@ -142,19 +142,3 @@ class GPTQ:
                     f"quantization.targets: {name} lies outside of the transformer blocks, through which GPTQ walks: "
                     "leave it out, or choose quantization=rtn"
                 )
-
-
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor U (in, in) of the inverse of the damped Hessian: H^-1 = U^T U.
-
-    Channels that are never active have the damping alone, so that nothing is passed on from or to them.
-
-    Raises:
-        torch.linalg.LinAlgError: there is none.
-    """
-    damped = hessian.clone()
-    mean = damped.diagonal().mean()
-    damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
-    torch.linalg.cholesky(damped, out=damped)
-    torch.cholesky_inverse(damped, out=damped)
-    return torch.linalg.cholesky(damped, upper=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nas_llm.models.block_walk import walk
-from nas_llm.models.input_statistics import Hessian
+from nas_llm.models.input_statistics import Hessian, inverse_cholesky
 from nas_llm.models.supernet import Supernet
 from nas_llm.sparsity.amount import Amount, lowest, refuse_non_finite
 from nas_llm.sparsity.counting import ZeroCounts, Zeros
@@ -85,13 +85,8 @@ def inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
     Raises:
         ValueError: the Hessian is singular; ``name`` is the module whose it is.
     """
-    damped = hessian.clone()
-    mean = damped.diagonal().mean()
-    damped.diagonal().add_(damping * mean if mean > 0 else 1.0)  # nothing is active: every channel costs the same
     try:
-        torch.linalg.cholesky(damped, out=damped)
-        torch.cholesky_inverse(damped, out=damped)
-        return torch.linalg.cholesky(damped, upper=True)
+        return inverse_cholesky(hessian, damping)
     except torch.linalg.LinAlgError as error:
         raise ValueError(
             f"sparsity.damping={damping}: the Hessian of what {name} reads has no inverse with it; set "
