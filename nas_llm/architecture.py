@@ -23,7 +23,9 @@ Ranks = tuple[tuple[str, int], ...]
 class LayerChoice:
     """One transformer block of a sub-network; ``index`` is the block of the super-network it is cut from.
 
-    ``ranks`` names those of the adapters in the block; a group that is left out keeps its whole rank.
+    ``ranks`` names those of the adapters in the block; a group that is left out keeps its whole rank. A block of a
+    network
+    of operators that has no attention, or no feed-forward network, has zeros there.
     """
 
     index: int
@@ -51,7 +53,8 @@ class Architecture:
     ``ranks`` names those of the adapters outside of the blocks.
 
     Raises:
-        ValueError: a size below 1, or layers that are not in the order of the super-network.
+        ValueError: a size below 1 (below 0 of what a block of operators may lack), or layers that are not in the order
+            of the super-network.
     """
 
     hidden: int
@@ -62,7 +65,7 @@ class Architecture:
         indices = [layer.index for layer in self.layers]
         if any(a >= b for a, b in pairwise(indices)) or any(i < 0 for i in indices):
             raise ValueError(f"layers must be distinct and in the order of the super-network, got indices {indices}")
-        if self.hidden < 1 or any(min(layer.shape) < 1 for layer in self.layers):
+        if self.hidden < 1 or any(_is_torn(layer) for layer in self.layers):
             raise ValueError(f"every size of an architecture must be at least 1, got {self.summary()}")
         for name, rank in (pair for ranks in (self.ranks, *(layer.ranks for layer in self.layers)) for pair in ranks):
             if rank < 1:
@@ -92,7 +95,7 @@ class Architecture:
         """Raises ValueError where this is no sub-network of ``full``: it keeps nothing, or more than there is."""
         fits = self.layers and self.hidden <= full.hidden and self.layers[-1].index < full.num_layers
         if not fits or any(
-            size > limit
+            size > limit or (size == 0) != (limit == 0)
             for layer in self.layers
             for size, limit in zip(layer.shape, full.layers[layer.index].shape, strict=True)
         ):
@@ -140,6 +143,11 @@ class Architecture:
             raise ValueError(
                 f"not an architecture: {error}; needed are 'hidden' and 'layers' with {list(_FIELDS)}"
             ) from error
+
+
+def _is_torn(layer: LayerChoice) -> bool:
+    """Whether a size is negative, or one of attention's is 0 and others are not."""
+    return min(layer.shape) < 0 or min(layer.shape[:3]) == 0 < max(layer.shape[:3])
 
 
 def _ranks(data: Mapping[str, Any]) -> Ranks:

@@ -19,7 +19,7 @@ from nas_llm.architecture import LayerChoice, Ranks
 Sizes = Mapping[str, int]
 """Number of units per axis name."""
 Orders = Mapping[str, Tensor]
-"""New order of the units of an axis; for heads_per_group one row per (old) KV group."""
+"""New order of the units of an axis (of rotary pairs: ``head_dim/2``); for heads_per_group one row per (old) group."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,8 @@ class Axis(Layout):
         return tensor if units == tensor.shape[dim] else tensor.narrow(dim, 0, units)
 
     def order(self, full: Sizes, orders: Orders) -> Tensor:
-        if self.name in orders and self.divisor == 1:
-            return orders[self.name]
-        return torch.arange(self.size(full))
+        order = orders.get(self.name if self.divisor == 1 else f"{self.name}/{self.divisor}")
+        return torch.arange(self.size(full)) if order is None else order
 
     def carries(self, axes: tuple[str, ...]) -> bool:
         return axes == (self.name,) and self.divisor == 1

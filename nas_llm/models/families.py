@@ -36,6 +36,9 @@ class Family:
     layer: Mapping[str, Row]  # modules of one block
     attention: str  # the attention module of one block
     constants: Mapping[str, Constant]  # attributes of the attention module that the forward pass reads
+    mlp: str | None = "mlp"  # the feed-forward module of one block; None: its projections lie in the block itself
+    attention_norms: tuple[str, ...] = ("input_layernorm",)  # norms that serve nothing but that sublayer
+    mlp_norms: tuple[str, ...] = ("post_attention_layernorm",)
     ffn_key: str = "intermediate_size"
     grouped: bool = True  # the config knows num_key_value_heads
     head_dim_key: bool = True  # the config can say head_dim beside hidden_size and num_attention_heads
@@ -63,14 +66,16 @@ class Family:
             axes.add("head_dim")
         return frozenset(axes)
 
+    def depth_overrides(self, config: PreTrainedConfig, architecture: Architecture) -> dict[str, Any]:
+        """Keys of the configuration that say which blocks are kept."""
+        kept = [layer.index for layer in architecture.layers]
+        layer_types = getattr(config, "layer_types", None)
+        types = {} if layer_types is None else {"layer_types": [layer_types[index] for index in kept]}
+        return {"num_hidden_layers": len(kept), **types}
+
     def overrides(self, config: PreTrainedConfig, architecture: Architecture) -> dict[str, Any]:
         """Keys of the configuration that describe the sub-network, as far as the stock configuration can say it."""
-        kept = [layer.index for layer in architecture.layers]
-        keys: dict[str, Any] = dict.fromkeys(self.hidden_keys, architecture.hidden)
-        keys["num_hidden_layers"] = len(kept)
-        layer_types = getattr(config, "layer_types", None)
-        if layer_types is not None:
-            keys["layer_types"] = [layer_types[index] for index in kept]
+        keys = self.depth_overrides(config, architecture) | dict.fromkeys(self.hidden_keys, architecture.hidden)
         shape = architecture.layers[0]
         if self.head_dim_key:  # one size for all layers, whatever their other shapes are
             keys["head_dim"] = shape.head_dim
@@ -154,9 +159,13 @@ def _split_attention(out: str = "o_proj", rotary: Layout = ROTARY) -> dict[str, 
 
 _DECODER: dict[str, Row] = {"model.embed_tokens": (ANY, HIDDEN), "model.norm": (HIDDEN,), "lm_head": (ANY, HIDDEN)}
 _BLOCK = _split_attention() | _gated() | _norms("input_layernorm", "post_attention_layernorm")
-_GEMMA_NORMS = _norms(
-    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
+_GEMMA_NORM_NAMES = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
 )
+_GEMMA_NORMS = _norms(*_GEMMA_NORM_NAMES)
 _HEAD_NORMS: dict[str, Row] = {"self_attn.q_norm": (ROTARY,), "self_attn.k_norm": (ROTARY,)}
 _SIZES = {"num_key_value_groups": _groups, "head_dim": _head_dim}
 
@@ -170,9 +179,21 @@ FAMILIES: dict[str, Family] = {
     "qwen3": replace(_LLAMA, layer=_BLOCK | _HEAD_NORMS),
     "gemma": replace(_LLAMA, scaled_embedding="model.embed_tokens"),
     # gemma2 and gemma3 scale queries by a constant of the configuration, not by the head size
-    "gemma2": replace(_LLAMA, layer=_BLOCK | _GEMMA_NORMS, constants=_SIZES, scaled_embedding="model.embed_tokens"),
+    "gemma2": replace(
+        _LLAMA,
+        layer=_BLOCK | _GEMMA_NORMS,
+        constants=_SIZES,
+        scaled_embedding="model.embed_tokens",
+        attention_norms=_GEMMA_NORM_NAMES[:2],
+        mlp_norms=_GEMMA_NORM_NAMES[2:],
+    ),
     "gemma3_text": replace(
-        _LLAMA, layer=_BLOCK | _GEMMA_NORMS | _HEAD_NORMS, constants=_SIZES, scaled_embedding="model.embed_tokens"
+        _LLAMA,
+        layer=_BLOCK | _GEMMA_NORMS | _HEAD_NORMS,
+        constants=_SIZES,
+        scaled_embedding="model.embed_tokens",
+        attention_norms=_GEMMA_NORM_NAMES[:2],
+        mlp_norms=_GEMMA_NORM_NAMES[2:],
     ),
     # olmo2 normalises queries and keys across all heads of the layer
     "olmo2": replace(
@@ -181,11 +202,14 @@ FAMILIES: dict[str, Family] = {
         | _gated()
         | _norms("post_attention_layernorm", "post_feedforward_layernorm")
         | {"self_attn.q_norm": (G * H * ROTARY,), "self_attn.k_norm": (G * ROTARY,)},
+        attention_norms=("post_attention_layernorm",),
+        mlp_norms=("post_feedforward_layernorm",),
     ),
     "stablelm": replace(
         _LLAMA,
         layer=_split_attention(rotary=D) | _gated() | _norms("input_layernorm", "post_attention_layernorm"),
         constants={"num_heads": _heads, "num_key_value_heads": _kv_heads, "num_key_value_groups": _groups},
+        attention_norms=(),  # with use_parallel_residual both sublayers read the one norm
         head_dim_key=False,
         elastic_head_dim=False,
         refused={"qk_layernorm": True},
@@ -198,6 +222,8 @@ FAMILIES: dict[str, Family] = {
         | {"self_attn.q_layernorm": (D,), "self_attn.k_layernorm": (D,)}
         | _norms("input_layernorm"),
         constants={"num_key_value_groups": _groups},
+        attention_norms=(),  # both sublayers read the one norm
+        mlp_norms=(),
         elastic_head_dim=False,
     ),
     "phi3": replace(
@@ -252,6 +278,8 @@ FAMILIES: dict[str, Family] = {
         | _norms("ln_1", "ln_2"),
         attention="attn",
         constants={"num_heads": _heads, "head_dim": _head_dim, "split_size": _attention_width, "scaling": _scaling},
+        attention_norms=("ln_1",),
+        mlp_norms=("ln_2",),
         ffn_key="n_inner",
         grouped=False,
         head_dim_key=False,
@@ -271,6 +299,9 @@ FAMILIES: dict[str, Family] = {
         | _norms("self_attn_layer_norm", "final_layer_norm"),
         attention="self_attn",
         constants={"num_heads": _heads, "head_dim": _head_dim, "scaling": _scaling},
+        mlp=None,
+        attention_norms=(),  # opt-350m has them behind the residual addition
+        mlp_norms=(),
         ffn_key="ffn_dim",
         grouped=False,
         head_dim_key=False,

@@ -35,6 +35,7 @@ from nas_llm.models.families import FAMILIES, family_of, known_family
 from nas_llm.models.order import FILE_NAME as AXES_ORDER
 from nas_llm.models.packed_checkpoint import BITS_KEY, KEY, is_packed, place, quantization_keys, quantized_layers
 from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
+from nas_llm.operator_network import OperatorNetwork
 from nas_llm.run_directory import atomic_path
 
 MODEL_TYPE = "nas_llm"
@@ -212,8 +213,11 @@ def _refuse_to_replace(target: Path, setting: str) -> None:
 
 def is_stock(model: PreTrainedModel) -> bool:
     """Whether the stock class, built from the model's own configuration, has the same weights and constants."""
-    if getattr(model.config, "nas_llm", None) is None or model.config.model_type not in FAMILIES:
+    origin = getattr(model.config, "nas_llm", None)
+    if origin is None or model.config.model_type not in FAMILIES:
         return True
+    if "operators" in origin:
+        return False
     try:
         config = _stock_config(model)
         stock = _empty(type(model), config)
@@ -366,6 +370,7 @@ def _cast(weights: Mapping[str, torch.Tensor], dtype: torch.dtype | str) -> dict
 def _load_cut(
     folder: Path, keys: Mapping[str, Any], precision: str | torch.dtype, attn_implementation: str | None
 ) -> PreTrainedModel:
+    from nas_llm.models.operator_assembly import assemble
     from nas_llm.models.supernet import Supernet
 
     try:
@@ -375,6 +380,8 @@ def _load_cut(
             config._attn_implementation = attn_implementation
         model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
         small: Any = Supernet(_empty(model_class, config)).extract(architecture)
+        if "operators" in origin:
+            small = assemble(Supernet(small), OperatorNetwork.from_dict(origin["operators"]))
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(
             f"model.path={folder}: its config.json does not describe a sub-network ({_one_line(error)}); "

@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.models.attached import Attached, with_ranks
 from nas_llm.models.axes import Fixed, Orders, Sizes, count, rank_sizes, reorder, sizes_of
 from nas_llm.models.counting import Costs
 from nas_llm.models.elastic import ElasticModule, Layouts, active_parameters, make_elastic, make_plain
-from nas_llm.models.families import Row, family_of
+from nas_llm.models.families import HIDDEN, Row, family_of
 from nas_llm.models.order import Order, read_order, write_order
 from nas_llm.models.quantized_linear import QuantizedLinear
+from nas_llm.operator_network import OperatorNetwork, Sublayer
 
 _ABSENT = object()
 Undo = list[Callable[[], None]]
@@ -49,7 +50,9 @@ class Supernet(nn.Module):
         _refuse_headless(model)
         self._full = largest_of(model)
         self._whole_config = copy.copy(model.config)  # activation changes the one that the modules share
-        self.elastic_axes = self._row.elastic_axes(model.config)
+        self._operators = operators_of(model)
+        own = self._row.elastic_axes(model.config)
+        self.elastic_axes = own if self._operators is None else frozenset({"layers"})  # operators are whole
         self._blocks: list[nn.Module] = list(model.get_submodule(self._row.layers).children())
         self._shared: list[ElasticModule] = []
         self._in_layer: list[list[ElasticModule]] = []
@@ -147,7 +150,7 @@ class Supernet(nn.Module):
             small = copy.deepcopy(model, replaced)
         for module in small.modules():
             make_plain(module)
-        small.config.nas_llm = self._origin(architecture)
+        small.config.nas_llm = self.origin(architecture)
         return small
 
     @property
@@ -164,6 +167,42 @@ class Supernet(nn.Module):
     def layer_modules(self) -> tuple[tuple[ElasticModule, ...], ...]:
         """Modules with weights of every block of the whole network."""
         return tuple(tuple(layer) for layer in self._in_layer)
+
+    # ---------------------------------------------------------------- sublayers, where operators stand
+
+    @property
+    def operators(self) -> OperatorNetwork | None:
+        """What stands in the place of every sublayer; None where all are the family's own."""
+        return self._operators
+
+    @property
+    def sublayers(self) -> Mapping[Sublayer, str | None]:
+        """Names inside a block of the attention and the feed-forward module; None: the family has no such module."""
+        return {"attention": self._row.attention, "mlp": self._row.mlp}
+
+    @property
+    def sublayer_norms(self) -> Mapping[Sublayer, tuple[str, ...]]:
+        """Names inside a block of the norms that serve that sublayer alone."""
+        return {"attention": self._row.attention_norms, "mlp": self._row.mlp_norms}
+
+    @property
+    def layers_path(self) -> str:
+        """Name of the list of blocks in the model."""
+        return self._row.layers
+
+    @property
+    def is_rotary(self) -> bool:
+        return self._row.rotary is not None
+
+    @property
+    def mixes_attention(self) -> bool:
+        """Whether layers differ in their kind of attention (sliding, full)."""
+        return len(set(getattr(self._whole_config, "layer_types", None) or ())) > 1
+
+    def attention_constants(self, choice: LayerChoice, config: PreTrainedConfig | None = None) -> dict[str, Any]:
+        """Attributes that the attention module of a block of this shape reads beside its weights."""
+        read = self._whole_config if config is None else config
+        return {name: constant(choice, read) for name, constant in self._row.constants.items()}
 
     # ---------------------------------------------------------------- adapters
 
@@ -390,13 +429,16 @@ class Supernet(nn.Module):
         hidden = {"hidden": self._full.hidden}
         layer_sizes = [sizes_of(self._full.hidden, choice) for choice in self._full.layers]
         self._in_layer = [[] for _ in self._blocks]
+        layer_rows = dict(self._row.layer)
+        if self._operators is not None:
+            layer_rows |= {f"{path}.linear": (HIDDEN, HIDDEN) for path in self.sublayers.values()}
         found: list[tuple[nn.Module, Layouts, Sizes, list[ElasticModule]]] = []
         for name, module in self.model.named_modules():
             if not _weight_shapes(module):
                 continue
             if name.startswith(prefix):
                 index, _, inside = name[len(prefix) :].partition(".")
-                row, full, place = self._row.layer.get(inside), layer_sizes[int(index)], self._in_layer[int(index)]
+                row, full, place = layer_rows.get(inside), layer_sizes[int(index)], self._in_layer[int(index)]
             else:
                 row, full, place = self._row.shared.get(name), hidden, self._shared
             if row is None:
@@ -413,6 +455,9 @@ class Supernet(nn.Module):
         full = self._full
         architecture.refuse_misfit(full)
         self.refuse_cut(architecture)
+        if self._operators is not None:
+            self._refuse_cut_operators(architecture)
+            return
         head_dims = {layer.head_dim for layer in architecture.layers}
         if head_dims != {full.layers[0].head_dim}:
             if "head_dim" not in self.elastic_axes:
@@ -424,6 +469,16 @@ class Supernet(nn.Module):
                     f"head_dim={sorted(head_dims)}: allowed is one even size for all layers (one rotary embedding)"
                 )
 
+    def _refuse_cut_operators(self, architecture: Architecture) -> None:
+        full = self._full
+        if architecture.hidden != full.hidden or any(
+            c.shape != full.layers[c.index].shape for c in architecture.layers
+        ):
+            raise ValueError(
+                f"the architecture ({architecture.summary()}) cuts a network of operators, whose sublayers are whole "
+                f"({full.summary()}): search its depth alone, search_space=depth_only, or the network it was made from"
+            )
+
     def _apply_architecture(self, architecture: Architecture, undo: Undo) -> None:
         full = self._full
         small = architecture.hidden != full.hidden
@@ -431,20 +486,26 @@ class Supernet(nn.Module):
         for module in self._shared:
             _set(vars(module), "elastic_active", shared, undo)
         self._apply_attached(architecture, undo)
-        for key, value in self._row.overrides(self._whole_config, architecture).items():
+        whole_shapes = self._operators is not None
+        overrides = self._row.depth_overrides if whole_shapes else self._row.overrides
+        for key, value in overrides(self._whole_config, architecture).items():
             _set_attribute(self.config, key, value, undo)
-        for position, choice in enumerate(architecture.layers):
+        position = 0  # of the layer's cache
+        for choice in architecture.layers:
             whole = not small and choice.shape == full.layers[choice.index].shape
             sizes = None if whole else sizes_of(architecture.hidden, choice)
             for module in self._in_layer[choice.index]:
                 _set(vars(module), "elastic_active", sizes, undo)
-            attention = vars(self._blocks[choice.index].get_submodule(self._row.attention))
-            for name, constant in self._row.constants.items():
-                _set(attention, name, constant(choice, self.config), undo)
+            if not whole_shapes:
+                attention = vars(self._blocks[choice.index].get_submodule(self._row.attention))
+                for name, value in self.attention_constants(choice, self.config).items():
+                    _set(attention, name, value, undo)
             for indexed in self._indexed[choice.index]:
                 _set(vars(indexed), "layer_idx", position, undo)
+            position += 1 if choice.kv_groups else 0
         self._apply_blocks(architecture, undo)
-        self._apply_rotary(architecture.layers[0].head_dim, undo)
+        if not whole_shapes:
+            self._apply_rotary(architecture.layers[0].head_dim, undo)
         if self._row.scaled_embedding is not None:
             embedding = self.model.get_submodule(self._row.scaled_embedding)
             scale, before = architecture.hidden**0.5, embedding._buffers["embed_scale"]
@@ -478,12 +539,20 @@ class Supernet(nn.Module):
             if name.endswith("inv_freq") and buffer is not None:
                 _set(rotary._buffers, name, buffer[: head_dim // 2], undo)
 
-    def _origin(self, architecture: Architecture) -> dict[str, Any]:
-        """The stock configuration that the weights first came from, and the sub-network as a choice of its units."""
+    def origin(self, architecture: Architecture) -> dict[str, Any]:
+        """The stock configuration that the weights first came from, and the sub-network as a choice of its units; of a
+        network of operators that choice before they took their places, and the operators."""
         before = getattr(self.config, "nas_llm", None)
         if before is None:
             return {"base_config": self.config.to_dict(), "architecture": architecture.without_ranks.to_dict()}
         blocks = Architecture.from_dict(before["architecture"]).layers
+        if self._operators is not None:
+            kept = [layer.index for layer in architecture.layers]
+            return {
+                "base_config": before["base_config"],
+                "architecture": Architecture(architecture.hidden, tuple(blocks[i] for i in kept)).to_dict(),
+                "operators": OperatorNetwork(tuple(self._operators.blocks[i] for i in kept)).to_dict(),
+            }
         layers = tuple(LayerChoice(blocks[layer.index].index, *layer.shape) for layer in architecture.layers)
         return {
             "base_config": before["base_config"],
@@ -497,7 +566,17 @@ def largest_of(model: PreTrainedModel) -> Architecture:
     if origin is None:
         return family_of(model.config).largest(model.config)
     cut = Architecture.from_dict(origin["architecture"])
-    return Architecture(cut.hidden, tuple(LayerChoice(i, *layer.shape) for i, layer in enumerate(cut.layers)))
+    layers = tuple(LayerChoice(i, *layer.shape) for i, layer in enumerate(cut.layers))
+    operators = operators_of(model)
+    if operators is not None:
+        layers = tuple(block.sizes(layer) for block, layer in zip(operators.blocks, layers, strict=True))
+    return Architecture(cut.hidden, layers)
+
+
+def operators_of(model: PreTrainedModel) -> OperatorNetwork | None:
+    """The operators of an assembled model (``models/operator_assembly.py``); None where it has none."""
+    origin = getattr(model.config, "nas_llm", None) or {}
+    return OperatorNetwork.from_dict(origin["operators"]) if "operators" in origin else None
 
 
 def _refuse_below_one(**sizes: int) -> None:
