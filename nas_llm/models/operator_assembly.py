@@ -17,9 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nas_llm.models.elastic import ElasticModule, make_plain
+from nas_llm.models.families import family_of
 from nas_llm.models.operator_modules import build_sublayer, refuse_operator, sublayer_of, sublayer_path
-from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import Identity, Operator, OperatorNetwork, Sublayer, Teacher
+from nas_llm.models.supernet import Supernet, operators_of
+from nas_llm.operator_network import Identity, Operator, OperatorNetwork, Sparse, Sublayer, Teacher
 
 Make = Callable[[int, Sublayer, Operator], nn.Module]
 """(layer, sublayer, operator) -> the module, which the assembled model takes as its own."""
@@ -82,6 +83,22 @@ def swapped(supernet: Supernet, modules: Mapping[tuple[int, Sublayer], nn.Module
     finally:
         for place, name, module in reversed(before):
             setattr(place, name, module)
+
+
+def sparse_weights(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Weights of an assembled model whose zeros are what their operator promises: training has to keep them."""
+    network, row = operators_of(model), family_of(model.config)
+    if network is None:
+        return []
+    paths = {"attention": row.attention, "mlp": row.mlp}
+    blocks = list(model.get_submodule(row.layers).children())
+    return [
+        parameter
+        for (layer, sublayer), operator in network.operators.items()
+        if isinstance(operator, Sparse)
+        for parameter in blocks[layer].get_submodule(paths[sublayer] or "").parameters()
+        if parameter.dim() > 1 and bool((parameter == 0).any())
+    ]
 
 
 def _refuse_misfit(supernet: Supernet, network: OperatorNetwork) -> None:

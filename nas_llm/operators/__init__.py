@@ -1,0 +1,1 @@
+"""Block-wise distilled operators and networks of them (UNAST, paper 3)."""
