@@ -1,0 +1,109 @@
+"""What a search over operators left in its run directory, read from the files alone: operators.csv and networks.jsonl.
+
+A line of ``operators.csv`` is an operator in one place: ``layer``, ``sublayer``, ``operator`` (its name), the scores
+``local``, ``global_mse``, ``loss_change``, and costs (``params``, ``memory``, ``kv_cache``, ``macs``, ``latency``);
+what was not measured is empty. A line of ``networks.jsonl`` is a network that a programme gave:
+
+    id, blocks             what it is (``OperatorNetwork``)
+    budget                 {cost: as it was asked for}; empty for the teacher
+    objective, gap, status of the programme's solution
+    costs                  {cost: part of the teacher's body}
+    losses                 nats per token: untrained, and after every round of training
+    winner, path           whether it is the best of its budget, and where it was exported
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nas_llm.operator_network import OperatorNetwork
+
+OPERATORS_CSV, NETWORKS_FILE = "operators.csv", "networks.jsonl"
+SCORES = ("local", "global_mse", "loss_change")
+COSTS = ("params", "memory", "kv_cache", "macs", "latency")
+COLUMNS = ("layer", "sublayer", "operator", *SCORES, *COSTS)
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator in one place; ``values`` holds the scores and costs that are known."""
+
+    layer: int
+    sublayer: str
+    operator: str
+    values: Mapping[str, float]
+
+    @property
+    def kind(self) -> str:
+        """ "teacher", "identity", "linear", "heads", "ffn", "sparse", "int4" ..."""
+        return self.operator.partition("-")[0]
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One line of ``networks.jsonl``."""
+
+    id: str
+    network: OperatorNetwork
+    budget: Mapping[str, float]
+    objective: float | None
+    gap: float | None
+    status: str
+    costs: Mapping[str, float]
+    losses: tuple[float, ...]
+    winner: bool
+    path: str | None
+
+    @property
+    def asked(self) -> str:
+        """The budget in words: "latency 0.6"."""
+        return ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items())
+
+
+def read_operators(run_dir: Path) -> list[OperatorRow]:
+    """Rows of ``operators.csv``. Raises ValueError where it is damaged."""
+    file = run_dir / OPERATORS_CSV
+    try:
+        with file.open(newline="") as lines:
+            return [
+                OperatorRow(
+                    int(row["layer"]),
+                    row["sublayer"],
+                    row["operator"],
+                    {key: float(row[key]) for key in (*SCORES, *COSTS) if row[key]},
+                )
+                for row in csv.DictReader(lines)
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it and search again") from error
+
+
+def read_networks(run_dir: Path) -> list[NetworkRow]:
+    """Rows of ``networks.jsonl``, as they were written. Raises ValueError where it is damaged."""
+    file = run_dir / NETWORKS_FILE
+    rows = []
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        try:
+            record: dict[str, Any] = json.loads(line)
+            rows.append(
+                NetworkRow(
+                    record["id"],
+                    OperatorNetwork.from_dict(record),
+                    record["budget"],
+                    record["objective"],
+                    record["gap"],
+                    record["status"],
+                    record["costs"],
+                    tuple(record["losses"]),
+                    record["winner"],
+                    record["path"],
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}, line {number}: damaged ({error}): delete it and search again") from error
+    return rows
