@@ -11,7 +11,7 @@ import nas_llm
 
 PACKAGE = Path(nas_llm.__file__).parent
 VALUES = {"architecture", "search_space", "parameter_bins", "operator_network"}
-FILES = {"run_directory", "provenance"}
+FILES = {"run_directory", "provenance", "json_lines"}
 MIDDLE = {
     "importance",
     "peft",
@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "parameter_bins": {"architecture", "search_space"},
     "run_directory": set(),
     "provenance": {"run_directory"},
+    "json_lines": {"run_directory"},
     "schedules": set(),
     "config_types": set(),
     "config_errors": set(),

@@ -23,9 +23,10 @@ from nas_llm.models.block_walk import walk
 from nas_llm.models.modes import evaluating
 from nas_llm.models.operator_assembly import swapped
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import SUBLAYERS, Operator, Sublayer, Teacher
+from nas_llm.operator_network import SUBLAYERS, Operator, Teacher
+from nas_llm.operators import Place
 
-Place = tuple[int, Sublayer]
+
 Batch = Mapping[str, Tensor]
 IGNORED = -100
 

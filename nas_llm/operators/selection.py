@@ -9,18 +9,17 @@ disk between rounds, so that one student and the teacher are held at a time; Ada
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nas_llm.json_lines import append_line, read_lines
 from nas_llm.models.operator_assembly import sparse_weights
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import OperatorNetwork
@@ -124,7 +123,7 @@ class SuccessiveHalving:
                 if candidate.rounds <= number:
                     model = make(candidate.network)
                     if number:
-                        model.load_state_dict(load_file(weights_file(folder, candidate.network, number)), strict=False)
+                        self.restore(model, folder, candidate.network, number)
                     self._train(model, teacher, loss, batches(number))
                     _keep(model, weights_file(folder, candidate.network, number + 1))
                     after = record.add(candidate.network, number + 1, evaluate(model))
@@ -134,6 +133,10 @@ class SuccessiveHalving:
                 progress(done, of)
             left.sort(key=_last)
         return left + gone
+
+    def restore(self, model: PreTrainedModel, folder: Path, network: OperatorNetwork, rounds: int) -> None:
+        """Gives a model the weights that the network's last round, the ``rounds``-th, left in ``folder``."""
+        model.load_state_dict(load_file(weights_file(folder, network, rounds)), strict=False)
 
     def _train(
         self, model: PreTrainedModel, teacher: Supernet | None, loss: LogitLoss, batches: Iterable[Batch]
@@ -178,34 +181,20 @@ def _loss(model: PreTrainedModel, teacher: Supernet | None, loss: LogitLoss, bat
 
 @dataclass(frozen=True)
 class _Record:
-    """Losses of networks, one line each; a torn last line is dropped."""
+    """Losses of networks, one line each."""
 
     path: Path
     _known: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for line in self._lines():
-            losses = self._known.setdefault(line["id"], [])
-            assert len(losses) == line["round"]
-            losses.append(line["loss"])
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        text = self.path.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.path.write_text(whole)
-        for line in whole.splitlines():
-            yield json.loads(line)
+        for line in read_lines(self.path):
+            self._known.setdefault(line["id"], []).append(line["loss"])
 
     def losses(self, network: OperatorNetwork) -> tuple[float, ...]:
         return tuple(self._known.get(network.id, ()))
 
     def add(self, network: OperatorNetwork, number: int, loss: float) -> float:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"id": network.id, "round": number, "loss": loss}) + "\n")
+        append_line(self.path, {"id": network.id, "round": number, "loss": loss})
         return loss
 
 

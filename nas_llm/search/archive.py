@@ -9,14 +9,13 @@ own, with the values known before beside the new ones; when read, its lines are 
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nas_llm.architecture import Architecture
-from nas_llm.run_directory import disk_error
+from nas_llm.json_lines import append_line
 
 TRUNCATION = "truncation"  # source of values measured on the network as it was before sorting and training
 REFERENCE = "reference"  # source of values measured beside the search (the full network, ...)
@@ -127,7 +126,7 @@ class Archive:
             ValueError: the disk is full or refuses the write; the file then ends with the last whole line.
         """
         if self.path is not None:
-            _append_line(self.path, json.dumps(evaluation.to_dict(), allow_nan=False))
+            append_line(self.path, evaluation.to_dict())
         self.extend_in_memory([evaluation])
 
     def extend_in_memory(self, evaluations: Iterable[Evaluation]) -> None:
@@ -173,20 +172,3 @@ def _read(path: Path) -> tuple[list[Evaluation], int]:
 def _reason(error: Exception) -> str:
     """Without the line and column that a JSON error counts inside of the one line it was given."""
     return f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
-def _append_line(path: Path, line: str) -> None:
-    data = memoryview(f"{line}\n".encode())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            while data:
-                data = data[file.write(data) :]
-            os.fsync(file.fileno())
-        except OSError as error:
-            file.truncate(end)
-            raise ValueError(
-                f"{path} could not be written ({disk_error(error) or error}): make room and start the same command "
-                "again, it continues from the archive"
-            ) from error

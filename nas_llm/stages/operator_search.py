@@ -1,0 +1,274 @@
+"""The search over a library of operators, behind `nas-llm distill`: scores, costs, programme, short training, exports.
+
+Everything that takes long is kept in the run directory as it is measured: scores by operator, latencies by shape, losses
+by network; a new budget is solved from them in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nas_llm.config import build
+from nas_llm.lightning.supernet_search import validation_batches
+from nas_llm.models.loading import load_tokenizer, save_pretrained
+from nas_llm.models.operator_assembly import assemble
+from nas_llm.models.supernet import Supernet
+from nas_llm.objectives.loss import mean_token_loss
+from nas_llm.operator_network import Operator, OperatorNetwork
+from nas_llm.operators import Place
+from nas_llm.operators.library import Library
+from nas_llm.operators.programme_search import ProgrammeSearch, teacher_first
+from nas_llm.operators.score_file import FILE as SCORES_FILE
+from nas_llm.operators.score_file import ScoreFile
+from nas_llm.operators.selection import Ranked, SuccessiveHalving, weights_file
+from nas_llm.reporting.operator_files import COLUMNS, NETWORKS_FILE, OPERATORS_CSV
+from nas_llm.reporting.operator_plots import plot_operators
+from nas_llm.reporting.operator_tables import networks_table
+from nas_llm.run_directory import write_text
+from nas_llm.stages.data import recorded_data
+
+if TYPE_CHECKING:
+    from nas_llm.operators.cost_table import CostTable
+    from nas_llm.operators.programme import Solution
+
+OPERATORS, SELECTION, NETWORKS = "operators", "selection", "networks"
+READS = ("budget", "select", "latency", "pool", "distillation")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network of a budget, and what is known of it."""
+
+    budget: Mapping[str, float]
+    network: OperatorNetwork
+    solution: Solution
+    ranked: Ranked
+    winner: bool = False
+    path: Path | None = None
+
+
+def search_operators(
+    cfg: DictConfig, run_dir: Path, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, data: Any
+) -> None:
+    """Solve every budget of the configuration on the run's library, train and rank what is found, export the best.
+
+    Args:
+        supernet: the teacher of the library, on the device to work on.
+
+    Raises:
+        ValueError: no budget, one that no network meets, a library of another teacher, and what the parts raise.
+    """
+    search: ProgrammeSearch = build(cfg.search)
+    halving: SuccessiveHalving = build(cfg.select)
+    budgets = asked_budgets(cfg)
+    library = Library(run_dir / OPERATORS)
+    library.refuse_other_teacher(supernet)
+    operators = candidates(cfg, supernet, library)
+    costs = cost_tables(cfg, run_dir, supernet, operators, {name for budget in budgets for name in budget})
+    limits = [limits_of(budget, costs, cfg.budget.of) for budget in budgets]  # refused before anything is measured
+    batches = validation_batches(data, cfg.trainer.limit_val_batches)
+    show = cfg.trainer.enable_progress_bar
+    scores = measured_scores(library, supernet, operators, list(data.calibration_dataloader()), data.fingerprint, show)
+    write_operators(run_dir, library, operators, scores, costs)
+    make = partial(assemble, supernet, make=library.make(supernet))
+
+    def untrained_loss(network: OperatorNetwork) -> float:
+        return mean_token_loss(make(network), batches)
+
+    layers = supernet.largest().num_layers
+    sums = {
+        (place, operator): _score(search, library, scores, place, operator)
+        for place, pool in operators.items()
+        for operator in pool
+    }
+    found: list[Found] = []
+    for budget, limit in zip(budgets, limits, strict=True):
+        said = _said(budget)
+        pairs, shortfall = search(operators, sums, costs, limit, layers, untrained_loss)
+        if shortfall:
+            print(f"budget {said}: {shortfall}")
+        with tqdm(total=len(pairs), desc=f"{said}: train and rank", unit="network", disable=not show) as bar:
+            ranked = halving(
+                [network for network, _ in pairs],
+                make=make,
+                teacher=supernet if build(cfg.distillation).uses_teacher else None,
+                loss=build(cfg.distillation),
+                batches=partial(training_batches, data, halving),
+                evaluate=partial(mean_token_loss, batches=batches),
+                folder=run_dir / SELECTION,
+                progress=lambda done, of, bar=bar: _advance(bar, done, of),
+            )
+        solutions = dict(pairs)
+        of_budget = [Found(budget, each.network, solutions[each.network], each) for each in ranked]
+        best = min(of_budget, key=lambda each: (-each.ranked.rounds, each.ranked.loss))
+        path = export(best, make, tokenizer, run_dir, halving)
+        found += [replace(each, winner=each is best, path=path if each is best else None) for each in of_budget]
+    teacher_loss = mean_token_loss(supernet.model, batches)
+    write_networks(run_dir, found, costs, OperatorNetwork.teacher(layers), teacher_loss, cfg.budget.of)
+    plot_operators(run_dir)
+    print(networks_table(run_dir))
+
+
+def asked_budgets(cfg: DictConfig) -> list[dict[str, float]]:
+    """The budgets of the configuration, one after the other; a list of values is as many budgets.
+
+    Raises:
+        ValueError: none, or lists of different lengths.
+    """
+    given = {str(key): value for key, value in cfg.budget.items() if key != "of" and value is not None}
+    if not given:
+        names = ", ".join(f"budget.{key}" for key in cfg.budget if key != "of")
+        raise ValueError(f"search=ilp: there is no budget; set one of {names}, as budget.latency=0.6")
+    lists = {key: list(value) for key, value in given.items() if isinstance(value, ListConfig)}
+    lengths = {len(values) for values in lists.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        raise ValueError(
+            f"{', '.join(f'budget.{key}={values}' for key, values in lists.items())}: lists of budgets are gone through "
+            "together: give as many values to each, at least one"
+        )
+    return [
+        {key: float(lists[key][i] if key in lists else value) for key, value in given.items()}
+        for i in range(lengths.pop() if lengths else 1)
+    ]
+
+
+def candidates(cfg: DictConfig, supernet: Supernet, library: Library) -> dict[Place, tuple[Operator, ...]]:
+    """The finished operators that are in the pool of the configuration, in every place, the teacher's own first.
+
+    Raises:
+        ValueError: the library has none of them.
+    """
+    finished, wanted = library.operators, build(cfg.pool)(supernet)
+    left = {
+        place: [operator for operator in pool if operator in finished.get(place, ())] for place, pool in wanted.items()
+    }
+    if not any(left.values()):
+        raise ValueError(
+            f"{library.path} has no operator of this pool: distil it first, nas-llm distill run_dir={library.path.parent}"
+        )
+    return teacher_first(left)
+
+
+def measured_scores(
+    library: Library,
+    supernet: Supernet,
+    operators: Mapping[Place, Sequence[Operator]],
+    batches: Sequence[Mapping[str, Tensor]],
+    measured_on: str,
+    show: bool,
+) -> dict[tuple[Place, Operator], Any]:
+    """Global scores of all operators; those that are not known yet are measured."""
+    scores = ScoreFile(library.path / SCORES_FILE, measured_on, library.made)
+    with tqdm(desc="score operators", unit="operator", disable=not show) as bar:
+        return scores.complete(
+            supernet, operators, partial(library.load, supernet), batches, lambda done, of: _advance(bar, done, of)
+        )
+
+
+def training_batches(data: Any, halving: SuccessiveHalving, number: int) -> Iterator[Mapping[str, Tensor]]:
+    """Those of a round: as many as it has steps, behind those of the rounds before it."""
+    loader = data.train_dataloader()
+    loader.load_state_dict(loader.state_dict() | {"step": number * halving.steps})
+    yield from islice(_endless(loader), halving.steps)
+
+
+def _endless(loader: Any) -> Iterator[Mapping[str, Tensor]]:
+    while True:
+        yield from loader
+
+
+def export(
+    best: Found,
+    make: Callable[[OperatorNetwork], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    run_dir: Path,
+    halving: SuccessiveHalving,
+) -> Path:
+    """The network with the weights that its last round left."""
+    model = make(best.network)
+    if best.ranked.rounds:
+        halving.restore(model, run_dir / SELECTION, best.network, best.ranked.rounds)
+    path = run_dir / NETWORKS / best.network.id
+    save_pretrained(model, path, tokenizer=tokenizer, setting="run_dir")
+    return path
+
+
+def write_operators(
+    run_dir: Path,
+    library: Library,
+    operators: Mapping[Place, Sequence[Operator]],
+    scores: Mapping[tuple[Place, Operator], Any],
+    costs: Mapping[str, CostTable],
+) -> None:
+    """operators.csv."""
+    lines = [",".join(COLUMNS)]
+    for place, pool in operators.items():
+        for operator in pool:
+            values = {"local": library.record(place, operator)["local"], **scores[place, operator].to_dict()}
+            values |= {name: table.values[place][operator] for name, table in costs.items()}
+            cells = [str(values.get(column, "")) for column in COLUMNS[3:]]
+            lines.append(",".join([str(place[0]), place[1], operator.name, *cells]))
+    write_text(run_dir / OPERATORS_CSV, "\n".join(lines) + "\n")
+
+
+def write_networks(
+    run_dir: Path,
+    found: Sequence[Found],
+    costs: Mapping[str, CostTable],
+    teacher: OperatorNetwork,
+    teacher_loss: float,
+    of: str,
+) -> None:
+    """networks.jsonl: the budgets of this search in the place of the same ones before it, all others stay."""
+    file = run_dir / NETWORKS_FILE
+    asked = [dict(each.budget) for each in found]
+    before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    kept = [record for record in before if record["budget"] and record["budget"] not in asked]
+
+    def parts(network: OperatorNetwork) -> dict[str, float]:
+        return {name: table.body(network) / table.teacher_body for name, table in costs.items()}
+
+    records = kept + [
+        {"id": each.network.id, **each.network.to_dict(), "budget": dict(each.budget)}
+        | {"objective": each.solution.objective, "gap": each.solution.gap, "status": each.solution.status}
+        | {"costs": parts(each.network), "losses": list(each.ranked.losses), "winner": each.winner}
+        | {"path": None if each.path is None else str(each.path.relative_to(run_dir))}
+        for each in found
+    ]
+    records.append(
+        {"id": teacher.id, **teacher.to_dict(), "budget": {}, "objective": None, "gap": None, "status": "teacher"}
+        | {"costs": dict.fromkeys(costs, 1.0), "losses": [teacher_loss], "winner": False, "path": None}
+    )
+    write_text(file, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+
+def _score(
+    search: ProgrammeSearch,
+    library: Library,
+    scores: Mapping[tuple[Place, Operator], Any],
+    place: Place,
+    operator: Operator,
+) -> float:
+    if search.score == "local":
+        return float(library.record(place, operator)["local"])
+    return float(getattr(scores[place, operator], search.score))
+
+
+def _said(budget: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {limit:g}" for name, limit in budget.items())
+
+
+def _advance(bar: Any, done: int, of: int) -> None:
+    bar.total = of
+    bar.update(done - bar.n)
