@@ -27,6 +27,8 @@ from nas_llm.architecture import LayerChoice
 
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = get_args(Sublayer)
+Place = tuple[int, Sublayer]
+"""Where an operator stands: the layer and the sublayer."""
 Projections = Literal["in", "out", "both"]
 
 

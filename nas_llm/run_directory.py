@@ -27,9 +27,11 @@ SPARSITY_FILE = "sparsity.json"
 SPARSE_WEIGHTS_FILE = "sparsity.safetensors"
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZED_WEIGHTS_FILE = "quantization.safetensors"
+OPERATORS = "operators"
 OUTPUTS = (
     "checkpoints",
     "supernet",
+    OPERATORS,
     "archive.jsonl",
     RESULTS_FILE,
 )  # what a run leaves that a new one must not mix with
