@@ -23,10 +23,20 @@ from nas_llm.architecture import LayerChoice
 from nas_llm.models.axes import Axis, count, layout_axes, sizes_of
 from nas_llm.models.bit_packing import packed_width
 from nas_llm.models.elastic import ElasticModule
-from nas_llm.models.operator_modules import refuse_operator
+from nas_llm.models.operator_modules import refuse_operator, sublayer_of
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import SUBLAYERS, BlockOperators, Identity, Linear, Operator, Quantized, Sublayer, Teacher
+from nas_llm.operator_network import (
+    SUBLAYERS,
+    BlockOperators,
+    Identity,
+    Linear,
+    Operator,
+    Projections,
+    Quantized,
+    Sublayer,
+    Teacher,
+)
 from nas_llm.operators.cost_table import CostTable, Place
 
 _HIDDEN = Axis("hidden")
@@ -129,8 +139,10 @@ class _Place:
             return dense
         packed = [(m.num_weights, m.weight_bytes) for m in self.modules if isinstance(m, QuantizedLinear)]
         if isinstance(operator, Quantized):
-            shapes = [shape for reads, shape in self._linear_shapes() if operator.projections in (reads, "both")]
-            packed += [(out * width, self._packed(operator, out, width)) for out, width in shapes]
+            for module in self.modules:
+                if _is_concerned(module, operator.projections):
+                    out, width = (dimension.size(module.elastic_full) for dimension in module.elastic_layouts["weight"])
+                    packed.append((out * width, self._packed(operator, out, width)))
         return dense - sum(weights * self.itemsize - held for weights, held in packed)
 
     def cached_channels(self, operator: Operator) -> int:
@@ -154,16 +166,6 @@ class _Place:
     def _sizes(self, operator: Operator) -> dict[str, int]:
         return sizes_of(self.hidden, self._choice(operator))
 
-    def _linear_shapes(self) -> list[tuple[str, tuple[int, int]]]:
-        """("in" | "out", (out, in)) of the dense projections that can be quantised."""
-        found = []
-        for module in self.modules:
-            if isinstance(module, nn.Linear) and not isinstance(module, QuantizedLinear):
-                out, width = (dimension.size(module.elastic_full) for dimension in module.elastic_layouts["weight"])
-                reads_hidden = module.elastic_layouts["weight"][1] == _HIDDEN
-                found.append(("in" if reads_hidden else "out", (out, width)))
-        return found
-
     def _packed(self, operator: Quantized, out: int, width: int) -> int:
         """Bytes as in ``models/quantized_linear.py``."""
         if width % operator.group_size:
@@ -174,6 +176,20 @@ class _Place:
         groups = width // operator.group_size
         words = out * packed_width(width, operator.bits) + packed_width(out, operator.bits) * groups
         return 4 * words + out * groups * self.itemsize
+
+
+def projections(supernet: Supernet, layer: int, sublayer: Sublayer, which: Projections) -> list[str]:
+    """Names, inside of a sublayer's module, of its dense linear layers that read the residual stream ("in"), that
+    write into it ("out"), or of both. Raises ValueError where the family has no such module."""
+    modules = sublayer_of(supernet, layer, sublayer).named_modules()
+    return [name for name, module in modules if isinstance(module, ElasticModule) and _is_concerned(module, which)]
+
+
+def _is_concerned(module: ElasticModule, which: Projections) -> bool:
+    if not isinstance(module, nn.Linear) or isinstance(module, QuantizedLinear):
+        return False
+    reads = "in" if module.elastic_layouts["weight"][1] == _HIDDEN else "out"
+    return which in (reads, "both")
 
 
 def _places(supernet: Supernet, layer: int) -> dict[Sublayer | None, _Place]:
