@@ -197,7 +197,7 @@ def test_latency_runs_the_extracted_copy_as_often_as_asked(supernet, architectur
 
 def test_latency_is_the_median_of_the_timed_runs(supernet, architectures, monkeypatch):
     clock = iter(np.cumsum([0, 9, 0, 1, 0, 2, 0, 3]) / 1000)
-    monkeypatch.setattr("nas_llm.objectives.latency.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("nas_llm.models.timing.time.perf_counter", lambda: next(clock))
     timings = Latency(sequence_length=4, warmup=3, repeats=4).time(supernet.extract(architectures[1]))
     assert timings.milliseconds == pytest.approx([9, 1, 2, 3])
     assert timings.median_ms == pytest.approx(2.5)

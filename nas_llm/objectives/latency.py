@@ -5,20 +5,16 @@ tokens after a key/value cache of sequence_length. Measured on the copy that wou
 network. CUDA events on a GPU, a monotonic clock on a CPU, with as many threads as the process has.
 """
 
-import copy
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from nas_llm.architecture import Architecture
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.timing import PHASES, Pass, Phase, refuse_too_long, threads, tokens_to_time
 from nas_llm.objectives.protocol import Direction
 
 
@@ -65,7 +61,7 @@ class Latency:
     sequence_length: int = 128
     warmup: int = 3
     repeats: int = 10
-    mode: Literal["prefill", "decode"] = "prefill"
+    mode: Phase = "prefill"
     device: str | None = None
     threads: int | None = None
     adapters: bool = True
@@ -77,7 +73,7 @@ class Latency:
                 raise ValueError(f"objectives.latency.{key}={getattr(self, key)}: it must be at least {low}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"objectives.latency.threads={self.threads}: it must be at least 1, or null")
-        if self.mode not in ("prefill", "decode"):
+        if self.mode not in PHASES:
             raise ValueError(f"objectives.latency.mode={self.mode}: it must be prefill or decode")
         if self.device is not None and _type_of(self.device) == "cuda" and not torch.cuda.is_available():
             raise ValueError(
@@ -96,35 +92,13 @@ class Latency:
     def time(self, model: PreTrainedModel) -> Timings:
         """Time a plain model, which is moved to the device and put into evaluation mode."""
         device = torch.device(self.device) if self.device is not None else model.device
-        self._refuse_too_long(model)
+        refuse_too_long(model, self.sequence_length, self.mode, "objectives.latency")
         model = model.to(device).eval()  # type: ignore[arg-type]
-        shape = (self.batch_size, self.sequence_length)
-        tokens = torch.arange(shape[0] * shape[1], device=device).reshape(shape) % model.config.vocab_size
-        prepare, run = self._decode(model, tokens) if self.mode == "decode" else self._prefill(model, tokens)
-        with _threads(self.threads):
+        forward = Pass.of(model, tokens_to_time(model, self.batch_size, self.sequence_length), self.mode)
+        with threads(self.threads):
             for _ in range(self.warmup):
-                run(prepare())
-            return Timings(tuple(_time(run, prepare(), device) for _ in range(self.repeats)))
-
-    def _refuse_too_long(self, model: PreTrainedModel) -> None:
-        positions, extra = model.config.max_position_embeddings, int(self.mode == "decode")
-        needed = self.sequence_length + extra
-        if needed > positions:
-            raise ValueError(
-                f"objectives.latency.sequence_length={self.sequence_length} ({self.mode}) needs {needed} positions, "
-                f"the model has {positions}: set objectives.latency.sequence_length={positions - extra} or less"
-            )
-
-    @staticmethod
-    def _prefill(model: PreTrainedModel, tokens: Tensor) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-        return (lambda: None), lambda _: model(input_ids=tokens, use_cache=False)
-
-    @staticmethod
-    def _decode(model: PreTrainedModel, tokens: Tensor) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-        cache = model(input_ids=tokens, use_cache=True).past_key_values
-        return (lambda: copy.deepcopy(cache)), lambda own: model(
-            input_ids=tokens[:, -1:], past_key_values=own, use_cache=True
-        )
+                forward.run(forward.prepare())
+            return Timings(tuple(forward.time(device).wall_ms for _ in range(self.repeats)))
 
 
 def _type_of(device: str) -> str:
@@ -132,29 +106,3 @@ def _type_of(device: str) -> str:
         return torch.device(device).type
     except RuntimeError as error:
         raise ValueError(f"objectives.latency.device={device} is no device: set it to cpu, cuda or null") from error
-
-
-def _time(run: Callable[[Any], Any], argument: Any, device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run(argument)
-        end.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(end)
-    begin = time.perf_counter()
-    run(argument)
-    return 1000 * (time.perf_counter() - begin)
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    if threads is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
