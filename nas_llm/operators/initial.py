@@ -2,8 +2,9 @@
 
     identity            nothing to set
     linear              ridge least squares of the sublayer's writes on its reads (operators/least_squares.py)
-    heads, ffn          the first units of the sorted teacher; narrower heads: operators/narrow_heads.py. The output
-                        projection is then fitted to the teacher's writes from the units that stay
+    heads, ffn          the first units of the sorted teacher; of narrower heads the rotary pairs and values of
+                        operators/rotary_pairs.py and operators/narrow_values.py. The output projection is then fitted
+                        to the teacher's writes from the units that stay
     sparse, quantised   SparseGPT and GPTQ of single projections, on what they read in the teacher
 
 One pass over the calibration data runs the teacher up to the last layer concerned. Held beside the modules, per
@@ -14,7 +15,9 @@ for linear, and reads of its output projection, (ffn, ffn) or the square of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +32,17 @@ from nas_llm.models.quantized_weight import QuantizedWeight
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Ffn, Heads, Linear, Operator, Quantized, Sparse, Teacher
 from nas_llm.operators import Place
+from nas_llm.operators.attention_parts import projection_of
 from nas_llm.operators.least_squares import Regression, refitted
-from nas_llm.operators.narrow_heads import (
-    QueryKeyEnergies,
-    orders_of,
-    project_values,
-    projection_of,
-    scale_queries,
-    value_projections,
-)
+from nas_llm.operators.narrow_values import project_values, value_projections
 from nas_llm.operators.projections import SublayerProjections, sublayer_projections
+from nas_llm.operators.rotary_pairs import LogitPairs, orders_of, scale_queries
 from nas_llm.quantization.gptq import GPTQ
 from nas_llm.sparsity.amount import Amount
 from nas_llm.sparsity.sparsegpt import SparseGPT, inverse_factor, prune
 
+Take = Callable[[Tensor, Tensor, Tensor], None]
+"""What a module read, what it wrote, both as it has them, and the mask (batch, sequence)."""
 Batches = Iterable[Mapping[str, Tensor]]
 DAMPING = 0.01
 
@@ -92,27 +92,41 @@ class _Seen:
         width = self.output.weight.shape[1]
         self.last = Hessian(width, device) if cut or compressed & {"out", "both"} else None
         narrow = any(isinstance(o, Heads) and o.head_dim != self.full.head_dim for o in self.operators)
-        self.energies = QueryKeyEnergies(self.module, *shape.shape[:3]) if narrow else None
+        self.pairs = LogitPairs(self.module, self.full, supernet.is_rotary) if narrow else None
+        self._embeddings: tuple[Tensor, Tensor] | None = None
+        self._queries: Tensor | None = None
 
-    def watched(self) -> list[tuple[nn.Module, Callable[[Tensor, Tensor], None]]]:
-        """Modules, and what takes their reads and writes, (tokens, channels) float32, of a batch."""
-        found: list[tuple[nn.Module, Callable[[Tensor, Tensor], None]]] = []
+    def watched(self) -> list[tuple[nn.Module, Take]]:
+        """Modules, and what takes their reads and writes of a batch."""
+        found: list[tuple[nn.Module, Take]] = []
         if self.reads is not None:
             found.append((self.module, self._add_reads))
         if self.last is not None:
             last = self.last
-            found.append((self.output.module, lambda read, written: last.add(read)))
-        if self.energies is not None:
-            energies = self.energies
-            found.append((projection_of(self.module, "q"), lambda read, written: energies.add("q", written)))
-            found.append((projection_of(self.module, "k"), lambda read, written: energies.add("k", written)))
+            found.append((self.output.module, lambda read, written, mask: last.add(_tokens(read, mask))))
+        if self.pairs is not None:
+            found.append((projection_of(self.module, "q"), self._keep_queries))
+            found.append((projection_of(self.module, "k"), self._add_pairs))
         return found
 
-    def _add_reads(self, read: Tensor, written: Tensor) -> None:
+    def keep_embeddings(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """A hook before the attention module: the rotary embeddings of the batch."""
+        self._embeddings = kwargs["position_embeddings"]
+
+    def _add_reads(self, read: Tensor, written: Tensor, mask: Tensor) -> None:
         assert self.reads is not None
-        self.reads.add(read)
+        tokens = _tokens(read, mask)
+        self.reads.add(tokens)
         if self.regression is not None:
-            self.regression.add(read, written)
+            self.regression.add(tokens, _tokens(written, mask))
+
+    def _keep_queries(self, read: Tensor, written: Tensor, mask: Tensor) -> None:
+        self._queries = written
+
+    def _add_pairs(self, read: Tensor, written: Tensor, mask: Tensor) -> None:
+        assert self.pairs is not None
+        assert self._queries is not None
+        self.pairs.add(self._queries, written, mask, self._embeddings)
 
     def modules(self, supernet: Supernet) -> dict[Operator, nn.Module]:
         for statistic in (self.reads, self.last):
@@ -150,11 +164,10 @@ class _Seen:
             units = torch.arange(self.output.weight.shape[1], device=self.output.weight.device).view(shape)
             self._refit(made, units[: operator.kv_groups, : operator.heads_per_group].flatten())
             return made
-        assert self.energies is not None
+        assert self.pairs is not None
         assert self.last is not None
-        orders = orders_of(self.energies, operator, supernet.is_rotary)
-        made = build_sublayer(supernet, *self.place, operator, orders=orders)
-        scale_queries(made, supernet, self.place[0], operator)
+        made = build_sublayer(supernet, *self.place, operator, orders=orders_of(self.pairs, operator))
+        scale_queries(made, supernet, self.place[0], operator, self.pairs)
         rows = value_projections(self.output.weight, self.last.matrix, operator, full)
         project_values(made, self.module, operator, full, rows)
         kept = rows.new_zeros(operator.kv_groups, operator.heads_per_group, operator.head_dim, *shape)
@@ -222,10 +235,19 @@ def _observe(supernet: Supernet, seen: Mapping[Place, _Seen], batches: Batches) 
         return
 
     def record(key: str, read: Tensor, written: Tensor, mask: Tensor) -> None:
-        counted = mask.bool()
-        watched[key][1](per_token(read, mask)[counted], per_token(written, mask)[counted])
+        watched[key][1](read, written, mask)
 
     full = supernet.largest()
     deepest = max(layer for layer, _ in seen)
-    with supernet.activate(Architecture(full.hidden, full.layers[: deepest + 1], full.ranks)):
+    with ExitStack() as stack:
+        for one in seen.values():
+            if one.pairs is not None and one.pairs.rotary:
+                hook = one.module.register_forward_pre_hook(one.keep_embeddings, with_kwargs=True)
+                stack.callback(hook.remove)
+        stack.enter_context(supernet.activate(Architecture(full.hidden, full.layers[: deepest + 1], full.ranks)))
         observe(supernet, batches, {key: module for key, (module, _) in watched.items()}, record)
+
+
+def _tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """(tokens, channels), float32, without padding."""
+    return per_token(values, mask)[mask.bool()]
