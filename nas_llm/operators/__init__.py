@@ -1,1 +1,6 @@
-"""Operators of a teacher's sublayers: pools, first weights, block-wise distillation, files (UNAST, paper 3)."""
+"""Operators in the place of sublayers (UNAST, paper 3): which ones there are, how they begin; one method a file."""
+
+from nas_llm.operator_network import Sublayer
+
+Place = tuple[int, Sublayer]
+"""(layer, sublayer)."""
