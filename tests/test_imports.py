@@ -55,7 +55,6 @@ ALLOWED["importance"] |= {
     "objectives",
     "evaluation",
 }  # the loss that it differentiates, and that a block's removal costs
-ALLOWED["operators"] |= {"schedules"}
 ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
 ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft"}
