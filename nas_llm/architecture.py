@@ -24,8 +24,7 @@ class LayerChoice:
     """One transformer block of a sub-network; ``index`` is the block of the super-network it is cut from.
 
     ``ranks`` names those of the adapters in the block; a group that is left out keeps its whole rank. A block of a
-    network
-    of operators that has no attention, or no feed-forward network, has zeros there.
+    network of operators that has no attention, or no feed-forward network, has zeros there.
     """
 
     index: int

@@ -10,7 +10,7 @@ import pytest
 import nas_llm
 
 PACKAGE = Path(nas_llm.__file__).parent
-VALUES = {"architecture", "search_space", "parameter_bins"}
+VALUES = {"architecture", "search_space", "parameter_bins", "operator_network"}
 FILES = {"run_directory", "provenance"}
 MIDDLE = {
     "importance",
@@ -25,6 +25,7 @@ MIDDLE = {
 }
 ALLOWED: dict[str, set[str]] = {
     "architecture": set(),
+    "operator_network": {"architecture"},
     "axis_choices": {"architecture"},
     "search_space": {"architecture", "axis_choices"},
     "parameter_bins": {"architecture", "search_space"},
@@ -50,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     **{room: VALUES | FILES | {"models"} for room in MIDDLE},
 }
 ALLOWED["evaluation"] |= {"data"}  # questions from files, and the tokens that training gives a prompt
+ALLOWED["operators"] |= {"sparsity", "quantization"}  # of single layers, as operators
 ALLOWED["objectives"] |= {"evaluation", "data", "peft", "sparsity"}  # measured with adapters merged; zeros
 ALLOWED["importance"] |= {
     "objectives",
@@ -57,7 +59,7 @@ ALLOWED["importance"] |= {
 }  # the loss that it differentiates, and that a block's removal costs
 ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
-ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft"}
+ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft", "operators"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors"}
 ALLOWED["launch"] = FILES | {"stages", "stage_reads", "config", "config_effects", "config_errors"}
 ALLOWED["launch"] |= {"overrides", "reporting"}

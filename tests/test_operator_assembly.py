@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,10 @@ def trained(supernet: Supernet, network: OperatorNetwork, seed: int = 0) -> dict
     return modules
 
 
+def _taken(modules, layer, sublayer, operator):
+    return modules[layer, sublayer]
+
+
 def assembled(supernet: Supernet, network: OperatorNetwork):
     modules = trained(supernet, network)
     return assemble(supernet, network, lambda layer, sublayer, operator: copy.deepcopy(modules[layer, sublayer]))
@@ -81,7 +86,7 @@ def test_the_assembled_network_is_the_whole_one_with_modules_swapped(name):
         modules = trained(supernet, network)
         with swapped(supernet, modules) as model, torch.no_grad():
             expected = model(**inputs, use_cache=False).logits
-        small = assemble(supernet, network, lambda layer, sublayer, operator: modules[layer, sublayer])
+        small = assemble(supernet, network, partial(_taken, modules))
         assert_close(logits_of(small, inputs), expected)
     assert torch.equal(logits_of(supernet.model, inputs), before)
 
@@ -250,7 +255,7 @@ def test_misfits_are_refused(family, layer, sublayer, operator, message):
 
 
 def test_names_are_read_back():
-    names = "teacher identity linear heads-4x2x16 ffn-96 sparse-2:4-in int4-g32-both".split()
+    names = ["teacher", "identity", "linear", "heads-4x2x16", "ffn-96", "sparse-2:4-in", "int4-g32-both"]
     assert [operator_of(name).name for name in names] == names
     with pytest.raises(ValueError, match="heads-"):
         operator_of("heads-4")

@@ -68,20 +68,20 @@ def assemble(supernet: Supernet, network: OperatorNetwork, make: Make | None = N
 def swapped(supernet: Supernet, modules: Mapping[tuple[int, Sublayer], nn.Module]) -> Iterator[PreTrainedModel]:
     """The whole super-network with these modules in place of its own inside the block, without a copy of anything.
 
-    For scoring and distilling only: no cache is kept right where a layer goes without attention.
+    For scoring and distilling only: no cache is kept right where a layer goes without attention. Depth may be cut by
+    ``activate`` inside or around the block, no other axis.
     """
     before: list[tuple[nn.Module, str, nn.Module]] = []
-    with supernet.activate(supernet.largest()) as model:  # before: it sets the constants of the network's own modules
-        try:
-            for (layer, sublayer), module in modules.items():
-                parent, _, name = sublayer_path(supernet, sublayer).rpartition(".")
-                place = supernet.blocks[layer].get_submodule(parent)
-                before.append((place, name, getattr(place, name)))
-                setattr(place, name, module)
-            yield model
-        finally:
-            for place, name, module in reversed(before):
-                setattr(place, name, module)
+    try:
+        for (layer, sublayer), module in modules.items():
+            parent, _, name = sublayer_path(supernet, sublayer).rpartition(".")
+            place = supernet.blocks[layer].get_submodule(parent)
+            before.append((place, name, getattr(place, name)))
+            setattr(place, name, module)
+        yield supernet.model
+    finally:
+        for place, name, module in reversed(before):
+            setattr(place, name, module)
 
 
 def _refuse_misfit(supernet: Supernet, network: OperatorNetwork) -> None:

@@ -176,7 +176,8 @@ def _cut(module: nn.Module, supernet: Supernet, choice: LayerChoice, orders: Ord
 def _narrow(attention: nn.Module, pairs: Tensor) -> None:
     """Lets an attention module see the rotary embeddings of ``pairs`` (head_dim / 2,) alone, in place."""
     device = next(attention.parameters()).device
-    attention.__class__ = _narrow_class(type(attention))
+    plain: Any = type(attention)
+    attention.__class__ = _narrow_class(plain)
     attention.register_buffer("rotary_pairs", pairs.to(device, torch.int64))
 
 
@@ -186,5 +187,6 @@ def _narrow_class(plain: type[nn.Module]) -> type[nn.Module]:
 
 
 def _blank(plain: type[nn.Module]) -> nn.Module:
-    made = _narrow_class(plain)
+    named: Any = plain
+    made = _narrow_class(named)
     return made.__new__(made)

@@ -54,6 +54,7 @@ class Supernet(nn.Module):
         own = self._row.elastic_axes(model.config)
         self.elastic_axes = own if self._operators is None else frozenset({"layers"})  # operators are whole
         self._blocks: list[nn.Module] = list(model.get_submodule(self._row.layers).children())
+        self._attention = [block.get_submodule(self._row.attention) for block in self._blocks]
         self._shared: list[ElasticModule] = []
         self._in_layer: list[list[ElasticModule]] = []
         self._indexed = [[m for m in block.modules() if "layer_idx" in vars(m)] for block in self._blocks]
@@ -497,7 +498,7 @@ class Supernet(nn.Module):
             for module in self._in_layer[choice.index]:
                 _set(vars(module), "elastic_active", sizes, undo)
             if not whole_shapes:
-                attention = vars(self._blocks[choice.index].get_submodule(self._row.attention))
+                attention = vars(self._attention[choice.index])  # the network's own, whatever stands in its place
                 for name, value in self.attention_constants(choice, self.config).items():
                     _set(attention, name, value, undo)
             for indexed in self._indexed[choice.index]:
