@@ -77,3 +77,9 @@ def distilled(
     job = Job(library, SPLITS, settings, loss, slices)
     job(supernet, grouped(supernet, operators or pool(supernet), **changes), lambda flops, finished: None)
     return library
+
+
+def again() -> Supernet:
+    """The teacher in another process."""
+    torch.set_num_threads(1)
+    return teacher()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
-from operator_fixtures import SPLITS, batches, distilled, grouped, pool, slices, teacher
+from operator_fixtures import SPLITS, again, batches, distilled, grouped, pool, slices, teacher
 
 from nas_llm.models.operator_assembly import swapped
 from nas_llm.models.operator_modules import build_sublayer, sublayer_of
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Ffn, Heads, Identity, Linear, Operator, Teacher
 from nas_llm.operators import Place
-from nas_llm.operators.distilling import Distilling, Job, Splits
+from nas_llm.operators.distilling import Distilling, Job, Splits, distil, progress_of
 from nas_llm.operators.library import Library
 from nas_llm.operators.local_losses import L1, SquareHead
-from nas_llm.operators.needs import is_trained
+from nas_llm.operators.needs import Needs, is_trained
 from nas_llm.operators.teacher_pass import teacher_pass
 
 SETTINGS = Distilling(steps=3, lr=1e-2)
@@ -220,3 +224,116 @@ def test_an_operator_that_diverges_is_named(tmp_path):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=rf"distill\.{next(iter(wrong))}="):
         Distilling(**wrong)
+
+
+def run(supernet: Supernet, path, operators=None, settings: Distilling = SETTINGS, initial=slices, say=None, **changes):
+    library = Library(path)
+    library.begin(supernet, settings=settings.of_results, pool={})
+    distil(
+        supernet,
+        library,
+        operators or pool(supernet),
+        SPLITS,
+        settings,
+        loss=SquareHead(),
+        initial=initial,
+        needs=Needs(supernet, 3, 10),
+        say=say or (lambda line: None),
+        progress=False,
+        **changes,
+    )
+    return library
+
+
+def test_two_processes_make_what_one_makes(tmp_path):
+    supernet = teacher()
+    one = run(supernet, tmp_path / "one")
+    lines = []
+    two = run(supernet, tmp_path / "two", settings=replace(SETTINGS, processes=2), reload=again, say=lines.append)
+    assert_same(supernet, one, two)
+    assert "process 0: layer" in lines[0]
+    assert "process 1: layer" in lines[0]
+
+
+def test_what_another_process_refuses_is_said_here(tmp_path):
+    supernet = teacher()
+    settings = replace(SETTINGS, processes=2, steps=9)
+    with pytest.raises(ValueError, match=r"^distill\.steps=9: the training data end"):
+        run(supernet, tmp_path / "two", settings=settings, reload=again)
+
+
+def killed(supernet: Supernet, operators, calibration):
+    """First weights of the first group; a kill, that no clean-up can follow, in place of those of the second."""
+    if (0, "attention") not in operators:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return slices(supernet, operators, calibration)
+
+
+def limit_of(supernet: Supernet) -> float:
+    """Memory for one sublayer of the pool at a time."""
+    return max(grouped(supernet, {place: found})[0].bytes for place, found in pool(supernet).items()) / 2**30
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
+    supernet = teacher()
+    settings = replace(SETTINGS, memory_gib=limit_of(supernet))
+    process = multiprocessing.get_context("spawn").Process(target=_killed_run, args=(tmp_path / "killed", settings))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    library = Library(tmp_path / "killed")
+    made = {file: file.stat().st_mtime_ns for file in library.path.glob("*.safetensors")}
+    assert set(library.operators) == {(0, "attention")}
+    asked, lines = [], []
+
+    def initial(supernet, operators, calibration):
+        asked.append(set(operators))
+        return slices(supernet, operators, calibration)
+
+    run(supernet, library.path, settings=settings, initial=initial, say=lines.append)
+    assert asked == [{(0, "mlp")}, {(1, "attention")}, {(1, "mlp")}]
+    assert lines[0].startswith("4 of 16 operators are there; 12 in 3 groups")
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+    assert_same(supernet, run(supernet, tmp_path / "whole"), library)
+    run(supernet, library.path, settings=settings, initial=initial, say=lines.append)
+    assert lines[1] == "16 of 16 operators are there: nothing to distil"
+
+
+def _killed_run(path, settings: Distilling) -> None:
+    run(again(), path, settings=settings, initial=killed)
+
+
+def test_a_killed_process_is_told_with_the_way_on(tmp_path):
+    settings = replace(SETTINGS, processes=2)
+    with pytest.raises(ValueError, match=r"a process of the distillation ended .*SIGKILL.*nas-llm distill run_dir="):
+        run(teacher(), tmp_path / "run" / "operators", settings=settings, initial=killed, reload=again)
+
+
+def test_a_damaged_operator_stops_the_run_before_it_begins(tmp_path):
+    supernet = teacher()
+    library = run(supernet, tmp_path / "run" / "operators", {(0, "mlp"): [Ffn(40)]})
+    file = library.file((0, "mlp"), Ffn(40))
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"ffn-40\.safetensors is damaged"):
+        run(supernet, library.path)
+    assert set(library.operators) == {(0, "mlp")}
+
+
+def test_progress_tells_operators_and_time_left(capsys):
+    supernet = teacher()
+    groups = grouped(supernet, pool(supernet))
+    with progress_of(groups, 2, shows=True) as tell:
+        for _ in range(2):
+            tell(groups[0].step_flops, 0)
+        for _ in range(16):
+            tell(0.0, 1)
+    shown = capsys.readouterr().err
+    assert "operators: 16 of 16 100%" in shown
+    assert "left" in shown
+
+
+def test_one_pass_of_the_teacher_serves_all_candidates(tmp_path):
+    supernet, passes = teacher(), []
+    supernet.blocks[0].register_forward_hook(lambda *_: passes.append(None))
+    run(supernet, tmp_path / "operators")
+    assert len(passes) == SETTINGS.steps + len(SPLITS.held_out)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from nas_llm.models.block_walk import Batch
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import Operator
+from nas_llm.operator_network import Operator, Teacher
 from nas_llm.operators import Place
-from nas_llm.operators.groups import Group
+from nas_llm.operators.groups import Group, dealt, groups_of
 from nas_llm.operators.library import Library
 from nas_llm.operators.local_losses import LocalLoss
 from nas_llm.operators.local_losses.tokens import counted
-from nas_llm.operators.needs import is_trained
+from nas_llm.operators.needs import Needs, Operators, is_trained
 from nas_llm.operators.teacher_pass import Visit, teacher_pass
 from nas_llm.schedules import cosine
 
@@ -99,6 +99,7 @@ class Job:
     settings: Distilling
     loss: LocalLoss
     initial: Initial
+    device: str = "cpu"  # of the other processes' teachers
 
     def __call__(self, supernet: Supernet, groups: Iterable[Group], tell: Tell) -> None:
         """Distil, score and save each group.
@@ -154,6 +155,85 @@ class Job:
                     with mixed():
                         run(batch, serve)
                 tell(group.step_flops, 0)
+
+
+def distil(
+    supernet: Supernet,
+    library: Library,
+    operators: Operators,
+    splits: Splits,
+    settings: Distilling,
+    *,
+    loss: LocalLoss,
+    initial: Initial,
+    needs: Needs,
+    reload: Callable[[], Supernet] | None = None,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> None:
+    """Makes the operators that the library lacks, says in which groups, and shows how far it is.
+
+    Args:
+        supernet: the teacher, sorted; ``library`` is begun for it.
+        operators: all of the pool, the teacher's own among them or not.
+        needs: of the teacher, at the size of a batch.
+        reload: gives the teacher again in another process; picklable, as everything else then. Needed where
+            ``settings.processes`` is above 1.
+
+    Raises:
+        ValueError: as :func:`~nas_llm.operators.groups.groups_of` and :class:`Job`; or an operator's file is damaged.
+    """
+    missing = {place: [o for o in found if not library.has(place, o)] for place, found in operators.items()}
+    groups = groups_of(missing, needs, memory_gib=settings.memory_gib, processes=settings.processes)
+    hands = dealt(groups, settings.processes)
+    say(described(groups, hands, needs, sum(not isinstance(o, Teacher) for found in operators.values() for o in found)))
+    job = Job(library, splits, settings, loss, initial, supernet.model.device.type)
+    with progress_of(groups, settings.steps, shows=progress) as tell:
+        if len(hands) > 1:
+            if reload is None:
+                raise ValueError(f"distill.processes={settings.processes}: set distill.processes=1, or give reload")
+            from nas_llm.operators.processes import work_in_processes
+
+            work_in_processes(job, hands, reload, tell)
+        else:
+            job(supernet, groups, tell)
+
+
+def described(groups: Sequence[Group], hands: Sequence[Sequence[Group]], needs: Needs, all_operators: int) -> str:
+    """The groups, a line each, in the order in which each process works them."""
+    missing = sum(len(group.members) for group in groups)
+    there = f"{all_operators - missing} of {all_operators} operators are there"
+    if not groups:
+        return f"{there}: nothing to distil"
+    lines = [f"{there}; {missing} in {len(groups)} groups (with {needs.teacher_bytes / 2**30:.2f} GiB of the teacher):"]
+    for number, hand in enumerate(hands):
+        whose = f"process {number}: " if len(hands) > 1 else ""
+        lines += [f"  {whose}{group.summary}" for group in hand]
+    return "\n".join(lines)
+
+
+@contextmanager
+def progress_of(groups: Sequence[Group], steps: int, *, shows: bool) -> Iterator[Tell]:
+    """A bar over the FLOPs of all groups, which tells the operators that are done and the time left."""
+    from tqdm.auto import tqdm
+
+    total, done = sum(len(group.members) for group in groups), 0
+    flops = steps * sum(group.step_flops for group in groups)
+    with tqdm(
+        total=flops,
+        disable=not (shows and groups),
+        dynamic_ncols=True,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left",
+    ) as bar:
+
+        def tell(made: float, finished: int) -> None:
+            nonlocal done
+            done += finished
+            bar.set_description_str(f"operators: {done} of {total}", refresh=finished > 0)
+            bar.update(made)
+
+        tell(0, 0)
+        yield tell
 
 
 class Student:
