@@ -27,8 +27,6 @@ from nas_llm.architecture import LayerChoice
 
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = get_args(Sublayer)
-Place = tuple[int, Sublayer]
-"""Where an operator stands: the layer and the sublayer."""
 Projections = Literal["in", "out", "both"]
 
 

@@ -21,11 +21,11 @@ from nas_llm.operator_network import (
     Linear,
     Operator,
     OperatorNetwork,
-    Place,
     Quantized,
     Sparse,
     Teacher,
 )
+from nas_llm.operators import Place
 from nas_llm.operators.library import MANIFEST, Library
 from nas_llm.quantization.rtn import rounded
 

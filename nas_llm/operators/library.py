@@ -26,7 +26,8 @@ from nas_llm.models.operator_assembly import Make
 from nas_llm.models.operator_modules import build_sublayer
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import SUBLAYERS, Operator, Place, Quantized, Sublayer, Teacher, operator_of
+from nas_llm.operator_network import SUBLAYERS, Operator, Quantized, Sublayer, Teacher, operator_of
+from nas_llm.operators import Place
 from nas_llm.run_directory import atomic_path, read_json, write_json
 
 MANIFEST = "manifest.json"

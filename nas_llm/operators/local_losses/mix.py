@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -35,6 +36,7 @@ class Mix:
             raise ValueError("local_loss: all weights are 0, so that nothing is learnt: set local_loss.square_head=1")
 
     def __call__(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-        parts = {SquareHead(): self.square_head, MSE(): self.mse, L1(): self.l1, Cosine(): self.cosine}
-        terms = [weight * loss(student, teacher, mask) for loss, weight in parts.items() if weight]
+        losses: tuple[Callable[..., Tensor], ...] = (SquareHead(), MSE(), L1(), Cosine())
+        weights = (self.square_head, self.mse, self.l1, self.cosine)
+        terms = [w * loss(student, teacher, mask) for loss, w in zip(losses, weights, strict=True) if w]
         return torch.stack(terms).sum()
