@@ -65,7 +65,7 @@ class LatencyMeasurement:
         threads: of a CPU; None leaves the process's.
 
     Raises:
-        ValueError: a field out of range.
+        ValueError: a field out of range, or a device that is not there.
     """
 
     batch_size: int = 1
@@ -85,15 +85,19 @@ class LatencyMeasurement:
                 raise ValueError(f"latency.{key}={value}: it must be at least {low}")
         if self.phase not in PHASES:
             raise ValueError(f"latency.phase={self.phase}: allowed are {', '.join(PHASES)}")
+        if self.device is not None and self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(
+                f"latency.device={self.device}: there is no CUDA device here; set latency.device=cpu or null"
+            )
 
     def conditions(self, supernet: Supernet) -> Conditions:
         """What a table measured here and now holds for."""
         model = supernet.model
-        device = self._device(model)
+        device = self.device_of(supernet)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
         return Conditions(
             device=name,
-            threads=self.threads or torch.get_num_threads(),
+            threads=None if device.type == "cuda" else self.threads or torch.get_num_threads(),
             dtype=str(model.dtype).removeprefix("torch."),
             attention=str(model.config._attn_implementation),
             batch_size=self.batch_size,
@@ -116,7 +120,7 @@ class LatencyMeasurement:
             ValueError: an operator that does not fit into its place, or a sequence beyond the model's positions.
         """
         refuse_too_long(supernet.model, self.sequence_length, self.phase, "latency")
-        device = self._device(supernet.model)
+        device = self.device_of(supernet)
         with torch.inference_mode(), threads(self.threads):
             stacks = list(_stacks(supernet, operators, self.depth, device))
             say(f"{len(stacks)} stacks of at most {self.depth} blocks, {self.rounds} rounds")
@@ -144,9 +148,9 @@ class LatencyMeasurement:
                 times[:, turn, index] = time.wall_ms, time.process_ms
         return times
 
-    def passes_of(self, models: Sequence[PreTrainedModel]) -> list[Pass]:
-        """Forward passes of whole models."""
-        return [self._pass(_Stack(model, 0, ())) for model in models]
+    def whole_pass(self, model: PreTrainedModel) -> Pass:
+        """The forward pass of a whole model."""
+        return self._pass(_Stack(model, model.config.num_hidden_layers, ()))
 
     def _pass(self, stack: _Stack) -> Pass:
         tokens = tokens_to_time(stack.model, self.batch_size, self.sequence_length)
@@ -155,8 +159,9 @@ class LatencyMeasurement:
             cache = stack.cached(input_ids=tokens, use_cache=True).past_key_values
         return Pass.of(stack.model, tokens, self.phase, cache)
 
-    def _device(self, model: PreTrainedModel) -> torch.device:
-        return model.device if self.device is None else torch.device(self.device)
+    def device_of(self, supernet: Supernet) -> torch.device:
+        """Where it measures."""
+        return supernet.model.device if self.device is None else torch.device(self.device)
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ def _stacks(
                     continue
                 measured.add(key)
                 block = BlockOperators(**{sublayer: operator})
-                model = assemble(small, OperatorNetwork((block,) * len(kept)), _maker(small)).eval()
+                model = assemble(small, OperatorNetwork((block,) * len(kept)), untrained(small)).eval()
                 _share(model, teacher, f".{sublayer_path(small, sublayer)}.")
                 no_cache = sublayer == "attention" and isinstance(operator, Identity | Linear)
                 run = tuple(key if i == place else other for i, other in enumerate(group))
@@ -210,8 +215,8 @@ def _wanted(
     return list(dict.fromkeys((Identity(), *(operator for pool in pools for operator in pool))))
 
 
-def _maker(small: Supernet) -> Make:
-    """Modules whose latency is that of the operator, whatever their weights are."""
+def untrained(small: Supernet) -> Make:
+    """Makes modules whose latency is that of the operator, whatever their weights are."""
 
     def make(layer: int, sublayer: Sublayer, operator: Operator) -> nn.Module:
         module = build_sublayer(small, layer, sublayer, operator)
