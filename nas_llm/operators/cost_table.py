@@ -41,6 +41,11 @@ class CostTable:
         """The smallest sum over places that there is, without the constants."""
         return sum(min(costs.values()) for costs in self.values.values())
 
+    @property
+    def most(self) -> float:
+        """The largest."""
+        return sum(max(costs.values()) for costs in self.values.values())
+
     def body(self, network: OperatorNetwork) -> float:
         """Cost of a network's blocks.
 

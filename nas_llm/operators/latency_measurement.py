@@ -6,9 +6,11 @@ beside the teacher's other sublayer, n blocks,
 
     T(attention operator a, mlp operator m) = fixed + n (t_a + t_m),
 
-and without a block T = fixed; one least-squares solution gives all t, the two identities of a block made equal, for
-only the sum of a block's two is seen. All stacks are timed once in each round, in another order every time, and a
-round's times are divided by how slow that round was as a whole: what slows the machine for a while falls on all alike.
+and without a block T = fixed (of every kind of attention by itself, and of all together). One least-squares solution
+gives all t; the two identities of a block are made equal, for only the sum of a block's two is seen. All stacks are
+timed once in each round, in another order every time, and a round's times are divided by how slow that round was as a
+whole: what slows the machine for a while falls on all alike. The spread is half of the range of the middle half of the
+solutions of the rounds.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class LatencyMeasurement:
         threads: of a CPU; None leaves the process's.
 
     Raises:
-        ValueError: a field out of range.
+        ValueError: a field out of range, or a device that is not there.
     """
 
     batch_size: int = 1
@@ -85,15 +87,19 @@ class LatencyMeasurement:
                 raise ValueError(f"latency.{key}={value}: it must be at least {low}")
         if self.phase not in PHASES:
             raise ValueError(f"latency.phase={self.phase}: allowed are {', '.join(PHASES)}")
+        if self.device is not None and self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(
+                f"latency.device={self.device}: there is no CUDA device here; set latency.device=cpu or null"
+            )
 
     def conditions(self, supernet: Supernet) -> Conditions:
         """What a table measured here and now holds for."""
         model = supernet.model
-        device = self._device(model)
+        device = self.device_of(supernet)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
         return Conditions(
             device=name,
-            threads=self.threads or torch.get_num_threads(),
+            threads=None if device.type == "cuda" else self.threads or torch.get_num_threads(),
             dtype=str(model.dtype).removeprefix("torch."),
             attention=str(model.config._attn_implementation),
             batch_size=self.batch_size,
@@ -116,7 +122,7 @@ class LatencyMeasurement:
             ValueError: an operator that does not fit into its place, or a sequence beyond the model's positions.
         """
         refuse_too_long(supernet.model, self.sequence_length, self.phase, "latency")
-        device = self._device(supernet.model)
+        device = self.device_of(supernet)
         with torch.inference_mode(), threads(self.threads):
             stacks = list(_stacks(supernet, operators, self.depth, device))
             say(f"{len(stacks)} stacks of at most {self.depth} blocks, {self.rounds} rounds")
@@ -144,9 +150,9 @@ class LatencyMeasurement:
                 times[:, turn, index] = time.wall_ms, time.process_ms
         return times
 
-    def passes_of(self, models: Sequence[PreTrainedModel]) -> list[Pass]:
-        """Forward passes of whole models."""
-        return [self._pass(_Stack(model, 0, ())) for model in models]
+    def whole_pass(self, model: PreTrainedModel) -> Pass:
+        """The forward pass of a whole model."""
+        return self._pass(_Stack(model, model.config.num_hidden_layers, ()))
 
     def _pass(self, stack: _Stack) -> Pass:
         tokens = tokens_to_time(stack.model, self.batch_size, self.sequence_length)
@@ -155,37 +161,44 @@ class LatencyMeasurement:
             cache = stack.cached(input_ids=tokens, use_cache=True).past_key_values
         return Pass.of(stack.model, tokens, self.phase, cache)
 
-    def _device(self, model: PreTrainedModel) -> torch.device:
-        return model.device if self.device is None else torch.device(self.device)
+    def device_of(self, supernet: Supernet) -> torch.device:
+        """Where it measures."""
+        return supernet.model.device if self.device is None else torch.device(self.device)
 
 
 @dataclass(frozen=True)
 class _Stack:
-    """A model of ``blocks`` equal blocks; ``keys`` of what runs in each. ``cached``: the model that has the cache,
-    where this one has no attention."""
+    """A model of ``blocks`` equal blocks; ``keys`` of what runs in each; ``cached``: the model that has the cache,
+    where this one has no attention; ``fixed``: key of what runs outside of the blocks."""
 
     model: PreTrainedModel
     blocks: int
     keys: tuple[str, ...]
     cached: PreTrainedModel | None = None
+    fixed: str = FIXED
 
 
 def _stacks(
     supernet: Supernet, operators: Mapping[Place, Sequence[Operator]], depth: int, device: torch.device
 ) -> Iterator[_Stack]:
-    full, keys = supernet.largest().without_ranks, teacher_keys(supernet)
     groups: dict[tuple[str, ...], list[int]] = {}  # blocks of equal sublayers
-    for layer, key in enumerate(keys):
+    kinds: dict[str, list[int]] = {}  # of attention: each has masks and rotary angles of its own
+    for layer, key in enumerate(teacher_keys(supernet)):
         groups.setdefault(tuple(key[sublayer] for sublayer in SUBLAYERS), []).append(layer)
+        kinds.setdefault(key["attention"].partition("@")[2], []).append(layer)
+    if len(kinds) > 1:
+        small, teacher = _teacher(supernet, sorted(layers[0] for layers in kinds.values()), device)
+        yield _Stack(_emptied(teacher, small), 0, (), teacher)
     measured = {key for group in groups for key in group}
+    empty: set[str] = set()
     for group, layers in groups.items():
-        kept = layers[:depth]
-        small = Supernet(supernet.extract(Architecture(full.hidden, tuple(full.layers[i] for i in kept))))
-        small.to(device).eval()
-        teacher = assemble(small, OperatorNetwork.teacher(len(kept))).eval()
-        if group == next(iter(groups)):
-            yield _Stack(_emptied(teacher, small), 0, (), teacher)
-        yield _Stack(teacher, len(kept), group)
+        kept, kind = layers[:depth], group[0].partition("@")[2]
+        small, teacher = _teacher(supernet, kept, device)
+        fixed = f"{FIXED}@{kind}" if len(kinds) > 1 else FIXED
+        if fixed not in empty:
+            empty.add(fixed)
+            yield _Stack(_emptied(teacher, small), 0, (), teacher, fixed)
+        yield _Stack(teacher, len(kept), group, None, fixed)
         for place, sublayer in enumerate(SUBLAYERS):
             for operator in _wanted(small, operators, layers, sublayer):
                 key = key_of(group[place], sublayer, operator)
@@ -193,11 +206,19 @@ def _stacks(
                     continue
                 measured.add(key)
                 block = BlockOperators(**{sublayer: operator})
-                model = assemble(small, OperatorNetwork((block,) * len(kept)), _maker(small)).eval()
+                model = assemble(small, OperatorNetwork((block,) * len(kept)), untrained(small)).eval()
                 _share(model, teacher, f".{sublayer_path(small, sublayer)}.")
                 no_cache = sublayer == "attention" and isinstance(operator, Identity | Linear)
                 run = tuple(key if i == place else other for i, other in enumerate(group))
-                yield _Stack(model, len(kept), run, teacher if no_cache else None)
+                yield _Stack(model, len(kept), run, teacher if no_cache else None, fixed)
+
+
+def _teacher(supernet: Supernet, layers: Sequence[int], device: torch.device) -> tuple[Supernet, PreTrainedModel]:
+    """The teacher with these layers alone, to assemble operators in, and as a plain model."""
+    full = supernet.largest().without_ranks
+    small = Supernet(supernet.extract(Architecture(full.hidden, tuple(full.layers[i] for i in layers))))
+    small.to(device).eval()
+    return small, assemble(small, OperatorNetwork.teacher(len(layers))).eval()
 
 
 def _wanted(
@@ -210,8 +231,8 @@ def _wanted(
     return list(dict.fromkeys((Identity(), *(operator for pool in pools for operator in pool))))
 
 
-def _maker(small: Supernet) -> Make:
-    """Modules whose latency is that of the operator, whatever their weights are."""
+def untrained(small: Supernet) -> Make:
+    """Makes modules whose latency is that of the operator, whatever their weights are."""
 
     def make(layer: int, sublayer: Sublayer, operator: Operator) -> nn.Module:
         module = build_sublayer(small, layer, sublayer, operator)
@@ -260,11 +281,11 @@ def even(times: np.ndarray) -> np.ndarray:
 
 def _solved(stacks: Sequence[_Stack], times: np.ndarray) -> dict[str, Any]:
     """``fixed`` and ``operators`` of a table from times (clock, rounds, stacks)."""
-    keys = [FIXED, *dict.fromkeys(key for stack in stacks for key in stack.keys)]
+    keys = list(dict.fromkeys(key for stack in stacks for key in (stack.fixed, *stack.keys)))
     column = {key: i for i, key in enumerate(keys)}
     design = np.zeros((len(stacks) + 1, len(keys)))
     for row, stack in enumerate(stacks):
-        design[row, 0] = 1
+        design[row, column[stack.fixed]] = 1
         for key in stack.keys:
             design[row, column[key]] += stack.blocks
     for sign, sublayer in zip((1, -1), SUBLAYERS, strict=True):
@@ -283,7 +304,8 @@ def _solved(stacks: Sequence[_Stack], times: np.ndarray) -> dict[str, Any]:
         key: Milliseconds(*(float(values[i]) for values in (wall, wall_spread, process, process_spread)))
         for key, i in column.items()
     }
-    return {"fixed": values.pop(FIXED), "operators": values}
+    operators = {key: value for key, value in values.items() if not key.startswith(FIXED)}
+    return {"fixed": values[FIXED], "operators": operators}
 
 
 def _processor() -> str:

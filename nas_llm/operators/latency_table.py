@@ -36,10 +36,10 @@ CLOCKS: tuple[Clock, ...] = get_args(Clock)
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a latency holds for, and nothing else."""
+    """What a latency holds for, and nothing else; ``threads`` of a CPU, None on a GPU."""
 
     device: str
-    threads: int
+    threads: int | None
     dtype: str
     attention: str
     batch_size: int

@@ -1,0 +1,72 @@
+"""Budgets as limits of the integer programme: sum over places of an operator's cost <= limit (UNAST, paper 3, section
+3.3, where the budget holds for the body, the blocks alone).
+
+A budget of at most 1 is a fraction of the teacher's cost; above, it is absolute, in the table's unit. The limit is what
+the budget leaves to the places: without the rest of the blocks, and, of the whole network, without what lies outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+from nas_llm.operators.cost_table import CostTable
+
+Scope = Literal["body", "whole"]
+
+
+def limits(budgets: Mapping[str, float], tables: Mapping[str, CostTable], scope: Scope = "body") -> dict[str, float]:
+    """The limit on the sum over places for every budget, in the units of its table.
+
+    Args:
+        budgets: by the name of a table, as {"latency_ms": 0.6, "params": 5e9}.
+        tables: those that there are, by name.
+        scope: whether budgets hold for the blocks or for the whole network.
+
+    Raises:
+        ValueError: a budget on something else, one that is not above 0, that no network of these operators keeps, or
+            that every network keeps; another scope.
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(f"budget.of={scope}: allowed are {', '.join(get_args(Scope))}")
+    for name in budgets:
+        if name not in tables:
+            near = get_close_matches(name, list(tables), n=1, cutoff=0.5)
+            meant = f" did you mean budget.{near[0]}?" if near else ""
+            raise ValueError(f"budget.{name} is not known:{meant} Known are {', '.join(sorted(tables))}")
+    return {name: limit(tables[name], budget, scope) for name, budget in budgets.items()}
+
+
+def limit(table: CostTable, budget: float, scope: Scope = "body") -> float:
+    """As :func:`limits`, of one table."""
+    setting = f"budget.{table.name}={budget:g}"
+    if not budget > 0 or math.isinf(budget):
+        raise ValueError(
+            f"{setting} is no budget: give a fraction of the teacher, above 0 and at most 1, or an absolute number "
+            f"above 1 ({table.unit})"
+        )
+    whole = scope == "whole"
+    teacher = table.teacher if whole else table.teacher_body
+    constant = table.rest + (table.outside if whole else 0)
+    total = budget * teacher if budget <= 1 else budget
+    left, of = total - constant, "whole network" if whole else "body"
+    smallest, largest = constant + table.least, constant + table.most
+    if total < smallest:
+        raise ValueError(
+            f"{setting} (= {total:,.6g} {table.unit} of the {of}): no network of these operators is that small; the "
+            f"smallest has {smallest:,.6g}, {_up(smallest / teacher):.4f} of the teacher's {teacher:,.6g}"
+            + (f", and {constant:,.6g} of it cannot be replaced" if constant else "")
+        )
+    if total > largest:
+        raise ValueError(
+            f"{setting} limits nothing: the largest network of these operators has {largest:,.6g} {table.unit} in the "
+            f"{of}; leave it out or choose less"
+        )
+    return left
+
+
+def _up(fraction: float) -> float:
+    """Four decimals, never below: the number is to be usable as a budget."""
+    return math.ceil(fraction * 10_000) / 10_000

@@ -1,0 +1,91 @@
+"""Predicted against measured latency of complete networks of operators: how far the look-up table can be trusted.
+
+Errors are predicted / measured - 1. Of the ``relative`` ones both are fractions of the teacher's, which is measured
+beside the networks: what slows the machine between the two measurements is not in them, and budgets are such fractions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nas_llm.models.operator_assembly import Make, assemble
+from nas_llm.models.supernet import Supernet
+from nas_llm.models.timing import threads
+from nas_llm.operator_network import OperatorNetwork
+from nas_llm.operators.latency_measurement import LatencyMeasurement, even, untrained
+from nas_llm.operators.latency_table import CLOCKS, Clock, LatencyTable
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One network by one clock; ``spread_ms`` is half of the range of the middle half of the measured times."""
+
+    id: str
+    clock: Clock
+    predicted_ms: float
+    measured_ms: float
+    spread_ms: float
+    relative_error: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted_ms / self.measured_ms - 1
+
+
+def compare(
+    supernet: Supernet,
+    networks: Sequence[OperatorNetwork],
+    table: LatencyTable,
+    measurement: LatencyMeasurement,
+    rng: np.random.Generator,
+    make: Make | None = None,
+) -> list[Comparison]:
+    """One row per clock and network, the teacher before the others; all are held in memory at once.
+
+    Args:
+        supernet: the teacher.
+        networks: to be assembled and timed in interleaved rounds.
+        table: what predicts.
+        measurement: how it was measured.
+        rng: draws the order in a round.
+        make: as in ``assemble``; None makes modules without trained weights, which take as long.
+
+    Raises:
+        ValueError: the table is another teacher's or holds for other conditions, or lacks an operator.
+    """
+    table.refuse_other_teacher(supernet)
+    table.conditions.refuse_other(measurement.conditions(supernet), "latency")
+    every = [OperatorNetwork.teacher(supernet.largest().num_layers), *networks]
+    predicted = {clock: [table.predicted_ms(network, clock) for network in every] for clock in CLOCKS}
+    device = measurement.device_of(supernet)
+    with torch.inference_mode(), threads(measurement.threads):
+        models = [assemble(supernet, network, make or untrained(supernet)).to(device).eval() for network in every]  # type: ignore[arg-type]
+        times = even(measurement.timed([measurement.whole_pass(model) for model in models], device, rng))
+    rows = []
+    for clock, measured in zip(CLOCKS, times, strict=True):
+        low, middle, high = np.percentile(measured, [25, 50, 75], axis=0)
+        for i, network in enumerate(every):
+            ms = predicted[clock][i]
+            relative = (ms / predicted[clock][0]) / (middle[i] / middle[0]) - 1
+            spread = float(high[i] - low[i]) / 2
+            rows.append(Comparison(network.id, clock, ms, float(middle[i]), spread, float(relative)))
+    return rows
+
+
+def as_text(rows: Sequence[Comparison]) -> str:
+    """The rows as a table, and the median error of the networks behind the teacher."""
+    lines = [f"{'network':14}{'clock':9}{'predicted ms':>14}{'measured ms':>14}{'+-':>8}{'error':>9}{'relative':>10}"]
+    for row in rows:
+        numbers = f"{row.predicted_ms:14.3f}{row.measured_ms:14.3f}{row.spread_ms:8.3f}"
+        lines.append(f"{row.id:14}{row.clock:9}{numbers}{row.error:9.1%}{row.relative_error:10.1%}")
+    for clock in CLOCKS:
+        networks = [row for row in rows if row.clock == clock][1:]
+        if networks:
+            error = np.median([abs(row.error) for row in networks])
+            relative = np.median([abs(row.relative_error) for row in networks])
+            lines.append(f"{clock}: median error {error:.1%}, relative to the teacher {relative:.1%}")
+    return "\n".join(lines)
