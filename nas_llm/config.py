@@ -31,7 +31,16 @@ RUNTIME: Mapping[str, frozenset[str]] = {
     "objectives": frozenset({"supernet", "space", "batches", "tokenizer", "data", "split"}),
     "search": frozenset({"space", "directions", "num_parameters"}),
     "training": frozenset(
-        {"supernet", "space", "sampler", "distillation", "optimizer", "scheduler", "hidden_matching"}
+        {
+            "supernet",
+            "space",
+            "sampler",
+            "distillation",
+            "optimizer",
+            "scheduler",
+            "hidden_matching",
+            "teacher_network",
+        }
     ),
     "checkpoint": frozenset({"folder"}),
     "trainer": frozenset({"logger", "callbacks", "plugins"}),

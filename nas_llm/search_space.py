@@ -391,7 +391,9 @@ class SearchSpace:
         kept layer of the joint space, has not are the largest. Raises ValueError where a layer is cut."""
         if not self.blocks:
             return architecture
-        if any(not 0 <= c.index < len(self.blocks) or c.shape != self.blocks[c.index].shape for c in architecture.layers):
+        if any(
+            not 0 <= c.index < len(self.blocks) or c.shape != self.blocks[c.index].shape for c in architecture.layers
+        ):
             raise ValueError(f"not in the space, which keeps every layer whole: {architecture.summary()}")
         whole = {group: values[-1] for group, values in self.ranks}
         if self.kind == "joint":

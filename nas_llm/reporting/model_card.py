@@ -50,6 +50,7 @@ def write_model_card(
     """
     folder, run = Path(path), RunFiles(run_dir)
     config = read_json(folder / "config.json")
+    blocks = config.get("nas_llm", {}).get("operators", {}).get("blocks", [])
     stock = config.get("model_type") != OWN_MODEL_TYPE
     whole = full or (run.search.full.architecture if run.search else None)
     measured = {e.id: e for e in run.evaluations if e.source != TRUNCATION}.get(architecture.id)
@@ -67,6 +68,7 @@ def write_model_card(
         "parameters": None if params is None else numbers.count(params),
         "fraction": _fraction(run, params),
         "layers": _layers(architecture, whole),
+        "operators": dict(zip((str(layer.index) for layer in architecture.layers), blocks, strict=False)),
         "hidden": _of(architecture.hidden, whole.hidden if whole else None),
         "depth": _depth(architecture.num_layers, whole.num_layers if whole else architecture.num_layers),
         "metrics": metric_rows(run, architecture.id),
@@ -93,7 +95,7 @@ def recipe(run: RunFiles) -> list[str]:
         length = f" for {numbers.counted(max_steps, 'step')}" if max_steps > 0 else ""
         data = f" on {run.setting('data.path')}" if run.setting("data.path") else ""
         losses = _taught(run)
-        teacher = TEACHERS.get(run.setting("training.teacher")) if losses else None
+        teacher = _teacher(run) if losses else None
         by, whose = _listed([_named(sampler, "sampler"), *losses]), f" from {teacher}" if teacher else ""
         steps.append(f"It was trained as a super-network with the {by}{whose}{length}{data}.")
     if run.search is not None:
@@ -101,6 +103,11 @@ def recipe(run: RunFiles) -> list[str]:
         networks = numbers.counted(facts["evaluations"], "sub-network")
         steps.append(f"{numbers.searcher(facts['searcher'])} compared {networks} by {compared}.")
     return steps
+
+
+def _teacher(run: RunFiles) -> str | None:
+    external = run.setting("training.teacher_path")
+    return f"the teacher {external}" if external else TEACHERS.get(run.setting("training.teacher"))
 
 
 def _taught(run: RunFiles) -> list[str]:
