@@ -250,7 +250,7 @@ def test_misfits_are_refused(family, layer, sublayer, operator, message):
 
 
 def test_names_are_read_back():
-    names = "teacher identity linear heads-4x2x16 ffn-96 sparse-2:4-in int4-g32-both".split()
+    names = ["teacher", "identity", "linear", "heads-4x2x16", "ffn-96", "sparse-2:4-in", "int4-g32-both"]
     assert [operator_of(name).name for name in names] == names
     with pytest.raises(ValueError, match="heads-"):
         operator_of("heads-4")
