@@ -11,12 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from nas_llm.architecture import Architecture, Ranks
+from nas_llm.architecture import Architecture, LayerChoice, Ranks
 
 AXES = ("hidden", "kv_groups", "heads_per_group", "head_dim", "ffn", "depth")
+DEPTH = "depth"
 RANK = "rank"  # of low-rank adapters: an axis of networks that have some
 UNSTATED = ("hidden", "kv_groups", "ffn", "depth")  # vary where `elastic` is not given
-_EVERY_FAMILY = ("ffn", "depth")  # can drop neurons and layers
 _EVEN = 2  # rotary pairs of a head stay together
 
 
@@ -63,9 +63,11 @@ class AxisChoices:
     """The choices of every axis of a super-network; ``elastic`` names those that vary, None the usual ones and those
     that choices are given for.
 
+    Where the layers differ in shape, or are operators (:mod:`nas_llm.operator_network`), only the depth varies.
+
     Raises:
-        ValueError: layers of several shapes, or ``elastic`` is empty, repeats an axis, or names one that is unknown or
-            that the family cannot slice.
+        ValueError: no layers, or ``elastic`` is empty, repeats an axis, or names one that is unknown or that the
+            network cannot slice.
     """
 
     supernet: Elastic
@@ -74,11 +76,11 @@ class AxisChoices:
 
     def __post_init__(self) -> None:
         full = self.supernet.largest()
-        if not full.is_uniform or not full.layers:
-            raise ValueError("a search space needs a super-network whose layers all have the same shape")
+        if not full.layers:
+            raise ValueError("a search space needs a super-network that has layers")
         if self.elastic is None:
             return
-        has_ranks = bool(full.ranks or full.layers[0].ranks)
+        has_ranks = bool(full.ranks or any(layer.ranks for layer in full.layers))
         allowed = [axis for axis in AXES if self._can_slice(axis)] + ([RANK] if has_ranks else [])
         if RANK in self.elastic and not has_ranks:
             raise ValueError(
@@ -89,17 +91,24 @@ class AxisChoices:
         if unknown := [axis for axis in self.elastic if axis not in (*AXES, RANK)]:
             raise ValueError(f"{named}: there is no axis {unknown[0]}; allowed are {', '.join(allowed)}")
         if rigid := [axis for axis in self.elastic if axis not in allowed]:
-            raise ValueError(f"{named}: this model family cannot slice {rigid[0]}; allowed are {', '.join(allowed)}")
+            raise ValueError(f"{named}: {self._whose} cannot slice {rigid[0]}; allowed are {', '.join(allowed)}")
         if not self.elastic or len(set(self.elastic)) < len(self.elastic):
             raise ValueError(f"{named}: name each axis that is to vary once, at least one; allowed are {allowed}")
 
     @property
     def full(self) -> dict[str, int]:
-        """The whole size of every axis."""
+        """The whole size of every axis, of the largest layer where they differ."""
         whole = self.supernet.largest()
-        shape = whole.layers[0]
-        sizes = (whole.hidden, shape.kv_groups, shape.heads_per_group, shape.head_dim, shape.ffn, whole.num_layers)
+        sizes = (whole.hidden, *map(max, zip(*(layer.shape for layer in whole.layers), strict=True)), whole.num_layers)
         return dict(zip(AXES, sizes, strict=True))
+
+    @property
+    def blocks(self) -> tuple[LayerChoice, ...]:
+        """The whole layers of a network that only varies in depth, where they are not all the same; empty otherwise."""
+        layers = self.supernet.largest().layers
+        if not self._is_rigid or len({(layer.shape, layer.ranks) for layer in layers}) == 1:
+            return ()
+        return layers
 
     def sizes(self, axis: str, given: Sequence[int] | None) -> tuple[int, ...]:
         """Ascending sizes of an axis: those given, the defaults, or only the whole size.
@@ -114,7 +123,7 @@ class AxisChoices:
         choices = checked(axis, given, full, self.grid.choices(full, multiple_of))
         if not self._can_slice(axis) and choices != (full,):
             raise ValueError(
-                f"search_space.{axis}={list(choices)}: this model family cannot slice {axis}; allowed is [{full}] "
+                f"search_space.{axis}={list(choices)}: {self._whose} cannot slice {axis}; allowed is [{full}] "
                 f"(leave it out: search_space.{axis}=null)"
             )
         if axis == "head_dim" and any(size % _EVEN for size in choices):
@@ -134,6 +143,11 @@ class AxisChoices:
         width, full = self.full["ffn"], self.full["hidden"]
         if not self._varies("ffn", "ffn_ratio", given):
             return (width / hidden[0],)
+        if not self._can_slice("ffn"):
+            raise ValueError(
+                f"search_space.ffn_ratio={given}: {self._whose} cannot slice ffn; leave it out, "
+                "search_space.ffn_ratio=null"
+            )
         if given is not None:
             return checked_ratios(given, width / full)
         return tuple(choice / full for choice in self.grid.choices(width, self.grid.multiple_of))
@@ -146,8 +160,8 @@ class AxisChoices:
             ValueError: impossible ranks, an unknown group, or ranks that do not vary.
         """
         full = self.supernet.largest()
-        inside, outside = full.layers[0].ranks, full.ranks
-        if any(layer.ranks != inside for layer in full.layers):
+        inside, outside = tuple(sorted({pair for layer in full.layers for pair in layer.ranks})), full.ranks
+        if not self.blocks and any(layer.ranks != inside for layer in full.layers):
             raise ValueError("a search space needs adapters that are the same in every layer")
         names = [name for name, _ in inside + outside]
         if given is not None and not names:
@@ -179,7 +193,7 @@ class AxisChoices:
 
     def _varies(self, axis: str, key: str, given: Sequence[float] | None) -> bool:
         if self.elastic is None:
-            return given is not None or axis in UNSTATED
+            return given is not None or (axis in UNSTATED and self._can_slice(axis))
         if given is not None and axis not in self.elastic:
             both = ",".join([*self.elastic, axis])
             raise ValueError(
@@ -189,7 +203,16 @@ class AxisChoices:
         return axis in self.elastic
 
     def _can_slice(self, axis: str) -> bool:
-        return axis in _EVERY_FAMILY or axis in self.supernet.elastic_axes
+        return axis == DEPTH or (not self._is_rigid and (axis == "ffn" or axis in self.supernet.elastic_axes))
+
+    @property
+    def _is_rigid(self) -> bool:
+        """Whether every layer is kept whole or not at all."""
+        return self.supernet.elastic_axes == {"layers"} or not self.supernet.largest().is_uniform
+
+    @property
+    def _whose(self) -> str:
+        return "this network, whose layers differ or are operators," if self._is_rigid else "this model family"
 
 
 def checked(axis: str, given: Sequence[int] | None, full: int, default: Sequence[int]) -> tuple[int, ...]:

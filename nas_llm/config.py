@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nas_llm.config_types import describe, fits
 
@@ -31,7 +31,16 @@ RUNTIME: Mapping[str, frozenset[str]] = {
     "objectives": frozenset({"supernet", "space", "batches", "tokenizer", "data", "split"}),
     "search": frozenset({"space", "directions", "num_parameters"}),
     "training": frozenset(
-        {"supernet", "space", "sampler", "distillation", "optimizer", "scheduler", "hidden_matching"}
+        {
+            "supernet",
+            "space",
+            "sampler",
+            "distillation",
+            "optimizer",
+            "scheduler",
+            "hidden_matching",
+            "teacher_network",
+        }
     ),
     "checkpoint": frozenset({"folder"}),
     "trainer": frozenset({"logger", "callbacks", "plugins"}),
@@ -46,6 +55,7 @@ TYPES = {
     "max_params": float | None,
     "max_latency_ms": float | None,
     "export.path": str | None,
+    "export.format": Literal["hf", "decilm"],
     "evaluate.texts": bool,
     "model.path": str,
 }

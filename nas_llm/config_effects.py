@@ -110,6 +110,18 @@ def _refuse_teaching(cfg: DictConfig) -> None:
             "training.teacher=frozen cannot take effect where nothing is learnt from a teacher: "
             "choose distillation=forward_kl or hidden_matching=mse, or training.teacher=in_place"
         )
+    external = cfg.training.teacher_path
+    if external is not None and not frozen:
+        raise ValueError(
+            f"training.teacher_path={external} cannot take effect with training.teacher={cfg.training.teacher}: add "
+            "training.teacher=frozen, or leave it out"
+        )
+    if external is not None and matches:
+        raise ValueError(
+            f"hidden_matching={cfg.hidden_matching['_target_'].rpartition('.')[2]} cannot take effect with "
+            "training.teacher_path: hidden states are compared block by block and channel by channel, and another "
+            "model's have another order: set hidden_matching=none"
+        )
     if cfg.training.teacher_logits == "recomputed" and not reads_logits:
         raise ValueError(
             "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "

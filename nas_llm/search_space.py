@@ -4,7 +4,8 @@ The joint space is paper 1, section 4: Theta_d x Theta_H x Theta_r x Theta_L (re
 depth), the same for every layer; its FFN width is the ratio times the sub-network's own residual width, and a depth
 of L keeps the L most important layers (the first L while no layer importance is known). The per-layer space chooses
 heads and FFN width for every layer by itself, and any subset of layers. Where the network has low-rank adapters, the
-rank of every group of them is an axis like any other (paper 2).
+rank of every group of them is an axis like any other (paper 2). A network whose layers differ, or are operators (paper
+3), only varies in depth: every layer is kept whole or not at all.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class SearchSpace:
 
     ``ffn`` holds ratios to the residual width (float) in the joint space and widths (int) in the per-layer space.
     ``depth`` lists the allowed numbers of layers. :meth:`joint` and :meth:`per_layer` make one from a super-network.
+    ``blocks`` are the layers of a network in which they differ: a kept one is whole, whatever the one choice of its
+    other axes says, which is then the largest layer's; of ranks it has those of its own adapters.
     """
 
     kind: Kind
@@ -46,6 +49,7 @@ class SearchSpace:
     multiple_of: int = 1
     ranks: RankChoices = ()  # of the adapters in every block
     shared_ranks: RankChoices = ()  # of those outside of the blocks
+    blocks: tuple[LayerChoice, ...] = ()
 
     # ---------------------------------------------------------------- construction
 
@@ -131,6 +135,7 @@ class SearchSpace:
             multiple_of=axes.grid.multiple_of,
             ranks=ranks[0],
             shared_ranks=ranks[1],
+            blocks=axes.blocks,
         )
 
     # ---------------------------------------------------------------- points
@@ -167,7 +172,7 @@ class SearchSpace:
             tuple((name, values[positions[_rank_key(name)]]) for name, values in choices)
             for choices in (self.ranks, self.shared_ranks)
         )
-        return Architecture(hidden, tuple(LayerChoice(index, *shape, inside) for index in kept), outside)
+        return self._made(hidden, [LayerChoice(index, *shape, inside) for index in kept], outside)
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """Uniform over the choices of every axis (paper 1, section 3.2: theta ~ Theta)."""
@@ -178,14 +183,14 @@ class SearchSpace:
             shape = (_draw(rng, self.kv_groups), _draw(rng, self.heads_per_group), head_dim)
             width = self._ffn_width(_draw(rng, self.ffn), hidden)
             ranks = _draw_ranks(rng, self.ranks)
-            layers = tuple(LayerChoice(i, *shape, width, ranks) for i in self._most_important(depth))
-            return Architecture(hidden, layers, _draw_ranks(rng, self.shared_ranks))
+            layers = [LayerChoice(i, *shape, width, ranks) for i in self._most_important(depth)]
+            return self._made(hidden, layers, _draw_ranks(rng, self.shared_ranks))
         kept = np.sort(rng.permutation(len(self.layer_order))[:depth]).tolist()
         groups, per_group, widths = (
             rng.integers(len(choices), size=depth).tolist()
             for choices in (self.kv_groups, self.heads_per_group, self.ffn)
         )
-        layers = tuple(
+        layers = [
             LayerChoice(
                 i,
                 self.kv_groups[g],
@@ -195,8 +200,8 @@ class SearchSpace:
                 _draw_ranks(rng, self.ranks),
             )
             for i, g, h, f in zip(kept, groups, per_group, widths, strict=True)
-        )
-        return Architecture(hidden, layers, _draw_ranks(rng, self.shared_ranks))
+        ]
+        return self._made(hidden, layers, _draw_ranks(rng, self.shared_ranks))
 
     def __contains__(self, architecture: object) -> bool:
         if not isinstance(architecture, Architecture):
@@ -233,6 +238,7 @@ class SearchSpace:
             raise ValueError(
                 f"{architecture.num_layers} layers are not in the space: depth is one of {list(self.depth)}"
             )
+        architecture = self._as_uniform(architecture)
         first = architecture.layers[0]
         shared = [_index("hidden", self.hidden, architecture.hidden), _index("head_dim", self.head_dim, first.head_dim)]
         if any(layer.head_dim != first.head_dim for layer in architecture.layers):
@@ -284,7 +290,7 @@ class SearchSpace:
             shape = (self.kv_groups[g], self.heads_per_group[h], head_dim, self._ffn_width(self.ffn[f], hidden))
             ranks = _ranks_of(self.ranks, genes[6 : 6 + len(self.ranks)])
             kept = self._most_important(self.depth[d])
-            return Architecture(hidden, tuple(LayerChoice(i, *shape, ranks) for i in kept), outside)
+            return self._made(hidden, [LayerChoice(i, *shape, ranks) for i in kept], outside)
         width = 4 + len(self.ranks)  # genes of a layer
         rows = [genes[2 + width * i : 2 + width * (i + 1)] for i in range(len(self.layer_order))]
         layers = []
@@ -292,7 +298,7 @@ class SearchSpace:
             g, h, f, _, *r = rows[index]
             sizes = (self.kv_groups[g], self.heads_per_group[h], head_dim, int(self.ffn[f]))
             layers.append(LayerChoice(index, *sizes, _ranks_of(self.ranks, r)))
-        return Architecture(hidden, tuple(layers), outside)
+        return self._made(hidden, layers, outside)
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """Every distinct architecture one step of one gene away."""
@@ -309,12 +315,18 @@ class SearchSpace:
 
     def axis_sizes(self) -> dict[str, tuple[int, ...]]:
         """Every size that an axis takes in the space, ascending, by the axis's name."""
+        if self.blocks:
+            sizes = zip(*(layer.shape for layer in self.blocks), strict=True)
+            names = ("kv_groups", "heads_per_group", "head_dim", "ffn")
+            return {"hidden": self.hidden} | {n: tuple(sorted(set(s))) for n, s in zip(names, sizes, strict=True)}
         widths = {self._ffn_width(choice, hidden) for choice in self.ffn for hidden in self.hidden}
         return {axis: getattr(self, axis) for axis in _AXES} | {"ffn": tuple(sorted(widths))}
 
     @property
     def size(self) -> int:
         """Exact number of distinct architectures, of any magnitude."""
+        if self.blocks:
+            return self._number_of_depths()
         shared = len(self.hidden) * len(self.head_dim)
         attention = len(self.kv_groups) * len(self.heads_per_group)
         inside, outside = (math.prod(len(v) for _, v in choices) for choices in (self.ranks, self.shared_ranks))
@@ -334,7 +346,7 @@ class SearchSpace:
     # ---------------------------------------------------------------- values
 
     def to_dict(self) -> dict[str, Any]:
-        """``ranks`` and ``shared_ranks`` stand in it where there are adapters alone."""
+        """``ranks`` and ``shared_ranks`` stand in it where there are adapters alone, ``blocks`` where layers differ."""
         plain: dict[str, Any] = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.__dict__.items()
@@ -343,7 +355,8 @@ class SearchSpace:
         for name in _RANKS:
             choices = plain.pop(name)
             plain |= {name: {group: list(values) for group, values in choices}} if choices else {}
-        return plain
+        blocks = plain.pop("blocks")
+        return plain | ({"blocks": Architecture(self.hidden[-1], tuple(blocks)).to_dict()["layers"]} if blocks else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchSpace:
@@ -352,6 +365,8 @@ class SearchSpace:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
             for name in _RANKS:
                 fields[name] = tuple((group, tuple(values)) for group, values in data.get(name, {}).items())
+            blocks = {"hidden": 1, "layers": data.get("blocks", [])}
+            fields["blocks"] = Architecture.from_dict(blocks).layers
             return cls(**fields)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a search space: {error}") from error
@@ -361,6 +376,52 @@ class SearchSpace:
         return replace(self, layer_order=tuple(layer_order))
 
     # ---------------------------------------------------------------- inner
+
+    def _made(self, hidden: int, layers: Sequence[LayerChoice], ranks: Ranks) -> Architecture:
+        """The architecture of these choices; where layers differ, each has its own shape and its own adapters."""
+        if self.blocks:
+            layers = [
+                replace(self.blocks[layer.index], ranks=_of_groups(layer.ranks, self.blocks[layer.index]))
+                for layer in layers
+            ]
+        return Architecture(hidden, tuple(layers), ranks)
+
+    def _as_uniform(self, architecture: Architecture) -> Architecture:
+        """Where layers differ, the choices that the architecture was made of: those of adapters that a layer, or every
+        kept layer of the joint space, has not are the largest. Raises ValueError where a layer is cut."""
+        if not self.blocks:
+            return architecture
+        if any(
+            not 0 <= c.index < len(self.blocks) or c.shape != self.blocks[c.index].shape for c in architecture.layers
+        ):
+            raise ValueError(f"not in the space, which keeps every layer whole: {architecture.summary()}")
+        whole = {group: values[-1] for group, values in self.ranks}
+        if self.kind == "joint":
+            for layer in architecture.layers:
+                whole |= dict(layer.ranks)
+        shape = (self.kv_groups[-1], self.heads_per_group[-1], self.head_dim[-1], self.ffn_max)
+        layers = []
+        for layer in architecture.layers:
+            if layer.ranks != _of_groups(tuple((whole | dict(layer.ranks)).items()), self.blocks[layer.index]):
+                raise ValueError(f"adapters {dict(layer.ranks)} are not those of layer {layer.index} of the space")
+            ranks = tuple((whole | dict(layer.ranks)).items())
+            layers.append(LayerChoice(layer.index, *shape, ranks))
+        return Architecture(architecture.hidden, tuple(layers), architecture.ranks)
+
+    def _number_of_depths(self) -> int:
+        """Architectures of a space in which only the depth, and ranks of adapters, vary."""
+        choices = {group: len(values) for group, values in self.ranks}
+        outside = math.prod(len(values) for _, values in self.shared_ranks)
+        groups = [{group for group, _ in layer.ranks} for layer in self.blocks]
+        if self.kind == "joint":
+            kept = (set().union(*(groups[i] for i in self._most_important(depth))) for depth in self.depth)
+            return outside * sum(math.prod(choices[group] for group in found) for found in kept)
+        by_depth = [1]  # number of ways to keep so many of the layers so far
+        for found in groups:
+            ways = math.prod(choices[group] for group in found)
+            padded = [*by_depth, 0]
+            by_depth = [padded[d] + (ways * padded[d - 1] if d else 0) for d in range(len(padded))]
+        return outside * sum(by_depth[depth] for depth in self.depth)
 
     def _most_important(self, depth: int) -> tuple[int, ...]:
         return tuple(sorted(self.layer_order[:depth]))
@@ -408,6 +469,12 @@ def _rank_key(group: str) -> str:
 
 def _draw_ranks(rng: np.random.Generator, choices: RankChoices) -> Ranks:
     return tuple((group, _draw(rng, values)) for group, values in choices)
+
+
+def _of_groups(ranks: Ranks, layer: LayerChoice) -> Ranks:
+    """Of these ranks those whose groups the layer has."""
+    there = {group for group, _ in layer.ranks}
+    return tuple(sorted((group, rank) for group, rank in ranks if group in there))
 
 
 def _ranks_of(choices: RankChoices, genes: Sequence[int]) -> Ranks:

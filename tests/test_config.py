@@ -155,6 +155,14 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
             "hidden_matching=HiddenMatching cannot take effect with sampler=standard ... hidden_matching=none",
         ),
         ("training.teacher=thawed", "training.teacher=thawed is not allowed: it must be in_place, frozen"),
+        (
+            "training.teacher_path=other",
+            "training.teacher_path=other cannot take effect ... add training.teacher=frozen",
+        ),
+        (
+            "training.teacher=frozen training.teacher_path=other hidden_matching=mse",
+            "hidden_matching=HiddenMatching cannot take effect with training.teacher_path ... hidden_matching=none",
+        ),
         ("training.teacher=frozen distillation=none", "training.teacher=frozen cannot ... distillation=forward_kl"),
         ("training.teacher=frozen distillation.beta=0", "training.teacher=frozen cannot ... hidden_matching=mse"),
         (

@@ -365,9 +365,61 @@ def test_resuming_with_another_teacher_is_refused(tmp_path: Path):
     fit(2, checkpoint, teacher="frozen")
 
 
+def wider_supernet() -> Supernet:
+    """Another network of the same vocabulary: wider, and of another depth."""
+    return tiny_supernet(hidden_size=48, num_hidden_layers=2, initializer_range=0.5)
+
+
+@pytest.mark.parametrize("way", ["recorded", "recomputed"])
+def test_another_model_teaches(way):
+    supernet, teacher, batch = tiny_supernet(), wider_supernet(), batch_of()
+    students = [supernet.largest(), SearchSpace.joint(supernet).smallest()]
+    found, gradients = passes_of(supernet, students, batch, frozen=teacher, teacher_logits=way)
+    with torch.no_grad():
+        taught, _, labels = run_whole(teacher.model, batch)
+    for student, loss in zip(students, found.losses, strict=True):
+        with supernet.activate(student) as model:
+            logits, _, _ = run_whole(model, batch)
+        by_hand = LOSS(logits, taught, labels)
+        torch.testing.assert_close(loss, by_hand.detach())
+        by_hand.backward()
+    for name, parameter in supernet.model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_another_model_is_neither_trained_nor_saved_and_a_resumed_run_needs_the_same(tmp_path: Path):
+    teacher = wider_supernet().eval().requires_grad_(False)
+    before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+
+    def run(folder: Path, steps: int, ckpt_path: Path | None = None, **settings):
+        external = {"teacher": "frozen", "teacher_path": "wider", "teacher_network": teacher} | settings
+        module = tiny_module(distillation=LOSS, **external)
+        trainer(folder, max_steps=steps, max_epochs=-1).fit(module, train_loader(4), eval_loader(), ckpt_path=ckpt_path)
+        return weights(module)
+
+    uninterrupted = run(tmp_path / "whole", 4)
+    halfway = tmp_path / "whole" / "checkpoints" / "step-2.ckpt"
+    resumed = run(tmp_path / "rest", 4, halfway)
+    assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.model.state_dict().items())
+    checkpoint = read_checkpoint(tmp_path / "whole" / "checkpoints" / LAST)
+    assert checkpoint["state_dict"].keys() == tiny_module().state_dict().keys()
+    with pytest.raises(
+        ValueError, match=r"trained with teacher\.kind=\"external\", this run has teacher\.kind=\"frozen"
+    ):
+        run(tmp_path / "other", 4, halfway, teacher_path=None, teacher_network=None)
+    with pytest.raises(ValueError, match=r"trained with teacher\.weights="):
+        run(tmp_path / "other", 4, halfway, teacher_network=tiny_supernet(hidden_size=48, num_hidden_layers=2))
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
+        ({"teacher_path": "wider"}, "training.teacher_path=wider cannot take effect .* training.teacher=frozen"),
+        (
+            {"teacher": "frozen", "teacher_path": "wider", "hidden_matching": HiddenMatching()},
+            "hidden_matching cannot take effect with training.teacher_path=wider: .* hidden_matching=none",
+        ),
         ({"teacher": "frozen", "distillation": None}, "training.teacher=frozen cannot take effect"),
         ({"teacher": "frozen", "distillation": ForwardKL(1, 0)}, "training.teacher=frozen cannot take effect"),
         ({"teacher_logits": "recomputed", "distillation": Labels()}, "training.teacher_logits=recomputed cannot"),

@@ -47,11 +47,12 @@ def refuse_other_network(run_dir: Path, path: str, supernet: Supernet) -> dict[s
     return found
 
 
-def teacher_identity(frozen: Supernet | None) -> dict[str, Any]:
-    """Which teacher the checkpoint's steps had; a frozen one by the fingerprint of its weights."""
+def teacher_identity(frozen: Supernet | None, *, external: bool = False) -> dict[str, Any]:
+    """Which teacher the checkpoint's steps had; a frozen one by the fingerprint of its weights. ``external``: it is
+    another model than the one in training."""
     if frozen is None:
         return {"kind": "in_place"}
-    return {"kind": "frozen", "weights": fingerprint(frozen)}
+    return {"kind": "external" if external else "frozen", "weights": fingerprint(frozen)}
 
 
 def refuse_other(checkpoint: Mapping[str, Any], current: Mapping[str, Mapping[str, Any]]) -> None:

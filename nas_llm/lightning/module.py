@@ -64,7 +64,8 @@ class SupernetModule(LightningModule):
         teacher: ``in_place`` is the largest network as it trains; ``frozen`` is a copy of the whole super-network as it
             is given here, in evaluation mode, and then the largest network is a student too. The copy is neither
             trained nor written to checkpoints: a run resumes with a super-network that was made in the same way, and
-            is refused with another.
+            is refused with another. teacher_path: of another model, which is then the frozen teacher;
+            teacher_network: that model (``lightning/external_teacher.py``), whole, of the same vocabulary.
         teacher_logits: ``recorded`` holds them, (tokens, vocabulary), for the time of a micro-batch; ``recomputed``
             makes them again from hidden states, for every student: less memory, more time.
 
@@ -89,11 +90,14 @@ class SupernetModule(LightningModule):
         seed: int = 0,
         hidden_matching: HiddenMatching | None = None,
         teacher: Literal["in_place", "frozen"] = "in_place",
+        teacher_path: str | None = None,
+        teacher_network: Supernet | None = None,
         teacher_logits: TeacherLogits = "recorded",
     ) -> None:
         super().__init__()
         _check(accumulate_grad_batches, gradient_clip_val, reduction)
         _check_teacher(distillation, hidden_matching, teacher, teacher_logits)
+        _check_external(hidden_matching, teacher, teacher_path, teacher_network)
         self.automatic_optimization = False
         self.supernet, self.space, self.sampler, self.distillation = supernet, space, sampler, distillation
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
@@ -101,9 +105,15 @@ class SupernetModule(LightningModule):
         self.reduction, self.seed = reduction, seed
         self.hidden_matching, self.teacher_logits = hidden_matching, teacher_logits
         # In a tuple, so that it is no child: neither trained, nor saved, nor set to training mode.
-        self._frozen = (copy.deepcopy(supernet).eval().requires_grad_(False),) if teacher == "frozen" else ()
+        self._frozen: tuple[Supernet, ...] = ()
+        if teacher == "frozen":
+            self._frozen = (
+                (copy.deepcopy(supernet).eval().requires_grad_(False),)
+                if teacher_network is None
+                else (teacher_network,)
+            )
         self.strict_loading = not supernet.attached  # checkpoints hold the adapters alone
-        self._teacher_identity = teacher_identity(self.frozen_teacher)
+        self._teacher_identity = teacher_identity(self.frozen_teacher, external=teacher_network is not None)
         if gradient_checkpointing:
             supernet.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.supernet.train()
@@ -123,12 +133,13 @@ class SupernetModule(LightningModule):
 
     @property
     def frozen_teacher(self) -> Supernet | None:
-        """The network as it was before training, where it is the teacher."""
+        """The network as it was before training, or another one, where it is the teacher."""
         return self._frozen[0] if self._frozen else None
 
     def on_fit_start(self) -> None:
         for teacher in self._frozen:
             teacher.to(self.device)
+            check_output_layer(teacher.model)
         check_output_layer(self.supernet.model)
 
     # ---------------------------------------------------------------- training
@@ -358,4 +369,21 @@ def _check_teacher(
         raise ValueError(
             "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
             "choose distillation=forward_kl, or training.teacher_logits=recorded"
+        )
+
+
+def _check_external(
+    hidden_matching: HiddenMatching | None, teacher: str, teacher_path: str | None, network: Supernet | None
+) -> None:
+    if network is None and teacher_path is None:
+        return
+    if teacher != "frozen":
+        raise ValueError(
+            f"training.teacher_path={teacher_path} cannot take effect with training.teacher={teacher}: set "
+            "training.teacher=frozen, or training.teacher_path=null"
+        )
+    if hidden_matching is not None:
+        raise ValueError(
+            f"hidden_matching cannot take effect with training.teacher_path={teacher_path}: hidden states are compared "
+            "block by block and channel by channel, and another model's have another order: set hidden_matching=none"
         )

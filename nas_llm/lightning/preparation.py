@@ -30,7 +30,8 @@ def sort_by_importance(
     *,
     resumes: bool,
 ) -> None:
-    """Sort ``supernet``; None leaves it as it is.
+    """Sort ``supernet``; None leaves it as it is. Of a network of operators, whose units stay where they are, the
+    layers alone are ordered.
 
     A resumed run, and the ranks that the first one starts, take the scores that lie in ``run_dir``: the order of the
     units is then the same to the last tie. Otherwise the scores are computed, and the first rank writes them;
@@ -46,6 +47,10 @@ def sort_by_importance(
         scores = read_scores_of(supernet, run_dir / IMPORTANCE_FILE, setting=f"run_dir={run_dir}")
     else:
         scores = importance(supernet, WhenAsked(batches))
+        if supernet.operators is not None:
+            scores = {key: score for key, score in scores.items() if key == "layers"}
+    if not scores:
+        return
     if not recorded and is_main_process():
         write_scores(scores, run_dir, method=repr(importance), supernet=supernet)
     supernet.sort(scores)

@@ -52,6 +52,7 @@ OWN_FILES = (  # patterns of what save_pretrained writes: the model, its card, a
     "model.safetensors.index.json",
     "README.md",
     AXES_ORDER,
+    "configuration_decilm.py",
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -182,10 +183,24 @@ def save_pretrained(
             f"{target}: the model has adapters beside its weights; merge them first (nas_llm.peft.merging.merge), or "
             "save the two apart (nas_llm.peft.saving)"
         )
+    write_directory(target, lambda folder: _write(model, folder), tokenizer=tokenizer, extra=extra, setting=setting)
+
+
+def write_directory(
+    path: str | Path,
+    write: Callable[[Path], None],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    extra: Callable[[Path], None] | None = None,
+    setting: str = "export.path",
+) -> None:
+    """A model's directory, which appears complete or not at all: what ``write`` puts into it, then the rest as
+    :func:`save_pretrained` says. Raises as that."""
+    target = Path(path)
     _refuse_to_replace(target, setting)
     with atomic_path(target, setting=setting) as folder:
         folder.mkdir()
-        _write(model, folder)
+        write(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         if extra is not None:
@@ -258,7 +273,7 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
         config.pop("nas_llm", None)
     else:
         # Not by the stock way: it validates the configuration, and renames weights as the stock loader expects them.
-        save_file(_weights_once(model), folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(weights_once(model), folder / WEIGHTS, metadata={"format": "pt"})
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
         file = folder / "config.json"
@@ -272,7 +287,7 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
     file.write_text(json.dumps(config | quantization_keys(model), indent=2) + "\n")
 
 
-def _weights_once(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def weights_once(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Every weight and persistent buffer under one name: tied weights under that of the embedding."""
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
     return {name: weight.contiguous() for name, weight in model.state_dict().items() if name not in tied}

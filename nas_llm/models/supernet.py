@@ -348,9 +348,14 @@ class Supernet(nn.Module):
         per group), ``layers.{i}.ffn`` (ffn,), ``layers`` (depth,) for the order in which layers are kept.
 
         Raises:
-            ValueError: an unknown key, a wrong shape, scores that are not finite, or an axis of a quantised weight;
-                nothing has been permuted then.
+            ValueError: an unknown key, a wrong shape, scores that are not finite, an axis of a quantised weight, or
+                anything but ``layers`` of a network of operators; nothing has been permuted then.
         """
+        if self._operators is not None and importance.keys() - {"layers"}:
+            raise ValueError(
+                "the sublayers of a network of operators are whole, and their units stay where they are: order its "
+                "layers alone, importance=block or importance=none"
+            )
         order = Order.by_importance(importance, self._full)
         self._refuse_permuted(order)
         self._permute(order)

@@ -1,8 +1,9 @@
 """Which weights carry adapters, and which of those share one rank.
 
 By what a weight reads and writes, the same in every family: ``attention_in`` (query, key and value projections),
-``attention_out``, ``ffn_in`` (up and gate), ``ffn_out`` (down), ``lm_head`` and ``embedding``. LoNAS and Shears group
-q, k, v and up, gate in this way (paper 2).
+``attention_out``, ``ffn_in`` (up and gate), ``ffn_out`` (down), ``lm_head`` and ``embedding``; ``linear`` is the one
+matrix that stands in a sublayer's place in a network of operators. LoNAS and Shears group q, k, v and up, gate in this
+way (paper 2).
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ def _role(out: Layout, into: Layout, module: nn.Module, layer: int | None) -> st
     if layer is None:
         return "embedding" if isinstance(module, nn.Embedding) else "lm_head"
     writes, reads = layout_axes(out), layout_axes(into)
+    if HIDDEN in writes and HIDDEN in reads:
+        return "linear"
     if FFN in writes or FFN in reads:
         return "ffn_in" if FFN in writes else "ffn_out"
     return "attention_in" if HIDDEN in reads else "attention_out"

@@ -7,7 +7,7 @@ from typing import Any
 from nas_llm.reporting import charts, importance_charts, numbers, tables
 from nas_llm.reporting.front_plot import plot_front
 from nas_llm.reporting.importance_plot import plot_scores
-from nas_llm.reporting.model_card import LOADERS, metric_rows, recipe
+from nas_llm.reporting.model_card import LOADERS, metric_rows, reader_of, recipe
 from nas_llm.reporting.progress_plot import plot_progress
 from nas_llm.reporting.run_files import Export, Progress, RunFiles, Search
 from nas_llm.reporting.templates import render
@@ -135,8 +135,10 @@ def _export(run: RunFiles, search: Search, export: Export) -> dict[str, Any]:
         "facts": facts,
         "chart": charts.layers_chart(export.evaluation.architecture, search.full.architecture),
         "path": str(export.path.relative_to(run.path)),
-        "stock": export.stock,
-        "loader": LOADERS[export.stock].format(path=export.path.relative_to(run.path), place="the run's directory"),
+        "reader": reader_of(export.config),
+        "loader": LOADERS[reader_of(export.config)].format(
+            path=export.path.relative_to(run.path), place="the run's directory"
+        ),
         "metrics": metric_rows(run, export.id, besides=search.objectives),
     }
 

@@ -1,6 +1,6 @@
 """README.md of an exported model: how it was made, how it is built, what it measures, and how to load it."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,23 @@ from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 
 CARD_FILE = "README.md"
-LOADERS = {  # of models that the stock class can load, and of those it cannot; {place} is where {path} starts
-    True: "from transformers import AutoModelForCausalLM\n\n"
+LOADERS = {  # by what can load the model; {place} is where {path} starts
+    "stock": "from transformers import AutoModelForCausalLM\n\n"
     'model = AutoModelForCausalLM.from_pretrained(\n    "{path}"  # from {place}\n)',
-    False: 'import nas_llm\n\nmodel = nas_llm.from_pretrained("{path}")  # from {place}',
+    "own": 'import nas_llm\n\nmodel = nas_llm.from_pretrained("{path}")  # from {place}',
+    "vllm": 'from vllm import LLM\n\nmodel = LLM("{path}", trust_remote_code=True)  # from {place}',
 }
 TEACHERS = {  # training.teacher
     "in_place": "the in-place teacher (the largest network as it trains)",
     "frozen": "a frozen teacher (the network as it was before training)",
 }
 DISTANCES = {"mse": "MSE", "cosine": "cosine"}  # hidden_matching.distance
-OWN_MODEL_TYPE = "nas_llm"
+READERS = {"nas_llm": "own", "nemotron-nas": "vllm"}  # by model type; any other is stock
+
+
+def reader_of(config: Mapping[str, Any]) -> str:
+    """What loads a model with this `config.json`: a key of `LOADERS`."""
+    return READERS.get(str(config.get("model_type")), "stock")
 
 
 def write_model_card(
@@ -33,7 +39,8 @@ def write_model_card(
     run_dir: str | Path,
     full: Architecture | None = None,
     name: str | None = None,
-    adapters: str | None = None,
+    notes: Sequence[str] = (),
+    operators: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write the model card into an exported directory, from the files of the run that it came from.
 
@@ -43,14 +50,15 @@ def write_model_card(
         run_dir: the run.
         full: the whole network; by default as the run's search recorded it.
         name: of the directory, where it is still to be renamed.
-        adapters: a sentence on what became of low-rank adapters.
+        notes: sentences on what became of it on the way here, as of low-rank adapters.
+        operators: of a network of operators the names of each layer's, {"attention": ..., "mlp": ...}.
 
     Raises:
         ValueError: `path` holds no model, or one of the run's files is damaged.
     """
     folder, run = Path(path), RunFiles(run_dir)
     config = read_json(folder / "config.json")
-    stock = config.get("model_type") != OWN_MODEL_TYPE
+    reader = reader_of(config)
     whole = full or (run.search.full.architecture if run.search else None)
     measured = {e.id: e for e in run.evaluations if e.source != TRUNCATION}.get(architecture.id)
     params = measured.objectives.get("params") if measured else None
@@ -59,14 +67,15 @@ def write_model_card(
         "title": f"{run.name}: sub-network {architecture.id}",
         "base": run.setting("model.path"),
         "recipe": recipe(run),
-        "stock": stock,
-        "loader": LOADERS[stock].format(path=name or folder.name, place="the folder that holds this directory"),
+        "reader": reader,
+        "loader": LOADERS[reader].format(path=name or folder.name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "summary": architecture.summary(),
-        "adapters": adapters,
+        "notes": notes,
         "parameters": None if params is None else numbers.count(params),
         "fraction": _fraction(run, params),
         "layers": _layers(architecture, whole),
+        "operators": {str(c.index): of for c, of in zip(architecture.layers, operators, strict=False)},
         "hidden": _of(architecture.hidden, whole.hidden if whole else None),
         "depth": _depth(architecture.num_layers, whole.num_layers if whole else architecture.num_layers),
         "metrics": metric_rows(run, architecture.id),
@@ -93,7 +102,7 @@ def recipe(run: RunFiles) -> list[str]:
         length = f" for {numbers.counted(max_steps, 'step')}" if max_steps > 0 else ""
         data = f" on {run.setting('data.path')}" if run.setting("data.path") else ""
         losses = _taught(run)
-        teacher = TEACHERS.get(run.setting("training.teacher")) if losses else None
+        teacher = _teacher(run) if losses else None
         by, whose = _listed([_named(sampler, "sampler"), *losses]), f" from {teacher}" if teacher else ""
         steps.append(f"It was trained as a super-network with the {by}{whose}{length}{data}.")
     if run.search is not None:
@@ -101,6 +110,11 @@ def recipe(run: RunFiles) -> list[str]:
         networks = numbers.counted(facts["evaluations"], "sub-network")
         steps.append(f"{numbers.searcher(facts['searcher'])} compared {networks} by {compared}.")
     return steps
+
+
+def _teacher(run: RunFiles) -> str | None:
+    external = run.setting("training.teacher_path")
+    return f"the teacher {external}" if external else TEACHERS.get(run.setting("training.teacher"))
 
 
 def _taught(run: RunFiles) -> list[str]:

@@ -101,11 +101,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Export:
-    """An exported model below `subnets/`. `stock` says whether plain transformers can load it."""
+    """An exported model below `subnets/`. `config` is its configuration as it is written."""
 
     path: Path
     evaluation: Evaluation
-    stock: bool
+    config: Mapping[str, Any]
 
     @property
     def id(self) -> str:
@@ -210,8 +210,7 @@ class RunFiles:
         found = []
         for file in (self.path / "subnets").glob("*/config.json"):
             if file.parent.name in known:
-                stock = json.loads(file.read_text()).get("model_type") != "nas_llm"
-                found.append(Export(file.parent, known[file.parent.name], stock))
+                found.append(Export(file.parent, known[file.parent.name], json.loads(file.read_text())))
         return sorted(found, key=lambda export: -export.evaluation.objectives["params"])
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from omegaconf import DictConfig
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Adapters = Literal["auto", "merged", "separate"]
 ADAPTER = "adapter"
 
-READS = ("architecture", "max_params", "max_latency_ms", "export.path", "export.adapters")
+Format = Literal["hf", "decilm"]
+READS = ("architecture", "max_params", "max_latency_ms", "export.path", "export.adapters", "export.format")
 SUBNETS = "subnets"
 
 
@@ -39,6 +40,7 @@ def _main(cfg: DictConfig) -> None:
         run_dir=run.run_dir,
         path=cfg.export.path,
         adapters=cfg.export.adapters,
+        format=cfg.export.format,
     )
     print(f"{architecture.id}: {architecture.summary()}\nwritten to {path}; how to load it: {path / 'README.md'}")
 
@@ -52,17 +54,22 @@ def export_subnetwork(
     path: str | Path | None = None,
     setting: str = "export.path",
     adapters: Adapters = "auto",
+    format: Format = "hf",
 ) -> Path:
     """Extracts ``architecture`` and writes it with its tokenizer and model card to ``path`` (run_dir/subnets/<id>).
 
-    ``adapters``, where the super-network has some, are ``merged`` into the weights, written ``separate`` in
-    ``adapter/``, or ``auto``: merged where nothing is lost. Errors name ``setting`` as the key that chooses the place.
+    ``format`` is ``hf``, as :func:`nas_llm.save_pretrained` writes models, or ``decilm``, which vLLM serves
+    (``models/decilm.py``). ``adapters``, where the super-network has some, are ``merged`` into the weights, written
+    ``separate`` in ``adapter/``, or ``auto``: merged where nothing is lost. Errors name ``setting`` as the key that
+    chooses the place.
 
     Raises:
-        ValueError: ``path`` holds something that is not a model, the disk refuses the write, or adapters cannot be
-            merged without loss.
+        ValueError: ``path`` holds something that is not a model, the disk refuses the write, adapters cannot be
+            merged without loss, or the network has no place in the format.
     """
+    from nas_llm.models.decilm import decilm_of, save_decilm
     from nas_llm.models.loading import save_pretrained
+    from nas_llm.models.supernet import operators_of
     from nas_llm.reporting.model_card import write_model_card
 
     target = Path(path) if path is not None else run_dir / SUBNETS / architecture.id
@@ -70,18 +77,47 @@ def export_subnetwork(
         raise ValueError(f"export.adapters={adapters}: allowed are auto, merged and separate")
     if adapters != "auto" and not supernet.attached:
         raise ValueError(f"export.adapters={adapters} cannot take effect: the run has no adapters; leave it out")
+    if format not in get_args(Format):
+        raise ValueError(f"export.format={format}: allowed are {', '.join(get_args(Format))}")
     small = supernet.extract(architecture)
+    if format == "decilm" and supernet.attached:
+        adapters = _merged_alone(small, adapters)
     beside, note = _without_adapters(small, adapters, target) if supernet.attached else (None, None)
+    notes = [] if note is None else [note]
+    network = operators_of(small)
+    blocks = [] if network is None else network.to_dict()["blocks"]
+    if format == "decilm":
+        notes.append(decilm_of(small).summary)
 
     def extra(folder: Path) -> None:
         if beside is not None:
             beside.write(folder / ADAPTER)
         write_model_card(
-            folder, architecture, run_dir=run_dir, full=supernet.largest(), name=target.name, adapters=note
+            folder,
+            architecture,
+            run_dir=run_dir,
+            full=supernet.largest(),
+            name=target.name,
+            notes=[note for note in notes if note],
+            operators=blocks,
         )
 
-    save_pretrained(small, target, tokenizer=tokenizer, extra=extra, setting=setting)
+    save = save_decilm if format == "decilm" else save_pretrained
+    save(small, target, tokenizer=tokenizer, extra=extra, setting=setting)
     return target
+
+
+def _merged_alone(model: PreTrainedModel, adapters: Adapters) -> Adapters:
+    """How adapters go into a format that has no place for them beside the weights. Raises ValueError where they
+    cannot."""
+    from nas_llm.peft.merging import mergeable
+
+    if adapters == "separate" or (adapters == "auto" and not mergeable(model)):
+        raise ValueError(
+            f"export.adapters={adapters}: export.format=decilm has weights alone, into which the adapters are merged, "
+            "and dense ones cannot be merged into sparse or quantised weights: set export.format=hf"
+        )
+    return "merged"
 
 
 def _without_adapters(model: PreTrainedModel, adapters: Adapters, target: Path) -> tuple[AdapterFile | None, str]:

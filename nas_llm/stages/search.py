@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -129,8 +130,12 @@ def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> Search
 
 def untrained(cfg: DictConfig) -> Supernet:
     """The network of `model.path`, neither sorted nor trained."""
-    settings = {key: value for key, value in cfg.model.items() if key not in ("path", "tokenizer_path")}
-    return Supernet.from_pretrained(cfg.model.path, **settings)
+    return Supernet.from_pretrained(cfg.model.path, **loading(cfg))
+
+
+def loading(cfg: DictConfig) -> dict[str, Any]:
+    """How `cfg` says networks are loaded: their precision, and the like."""
+    return {str(key): value for key, value in cfg.model.items() if key not in ("path", "tokenizer_path")}
 
 
 def with_adapters(cfg: DictConfig, supernet: Supernet) -> Supernet:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nas_llm.config import build, checkpoint_path
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
+from nas_llm.lightning.external_teacher import external_teacher
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.module import SupernetModule
 from nas_llm.lightning.pareto_search import ParetoSearch, to_export
@@ -36,7 +37,7 @@ from nas_llm.sparsity.targets import chosen
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
-from nas_llm.stages.search import objective_settings, search_maker, untrained, with_adapters
+from nas_llm.stages.search import loading, objective_settings, search_maker, untrained, with_adapters
 from nas_llm.stages.trainer import built_trainer, one_line_refusals
 
 READS = (
@@ -81,6 +82,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     supernet = untrained(cfg)
     network = refuse_other_network(run_dir, cfg.model.path, supernet)
     refuse_early(cfg, supernet)
+    teacher = make_teacher(cfg, supernet, tokenizer)
     data = prepared_data(cfg, tokenizer, supernet)
     data.train_dataloader()  # refuses what leaves no batch
     with adapted(cfg, supernet):
@@ -97,7 +99,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
         measure(search.objectives, supernet, space.smallest())  # refuses now what it would refuse after training
     pareto = ParetoSearch(run_dir, tokenizer, search, peft=peft)
     trainer.callbacks.append(pareto)  # type: ignore[attr-defined]
-    module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir))
+    module = make_module(cfg, supernet, space, make_sampler(cfg, supernet, space, data, run_dir), teacher)
     with one_line_refusals(cfg):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint_path(cfg))
     if trainer.is_global_zero:
@@ -208,7 +210,16 @@ def make_sampler(cfg: DictConfig, supernet: Supernet, space: SearchSpace, data: 
     return prepared_sampler(sampler, scoring, run_dir, resumes=cfg.ckpt_path is not None)
 
 
-def make_module(cfg: DictConfig, supernet: Supernet, space: SearchSpace, sampler: Sampler) -> SupernetModule:
+def make_teacher(cfg: DictConfig, supernet: Supernet, tokenizer: PreTrainedTokenizerBase) -> Supernet | None:
+    """The network of `training.teacher_path`, loaded as that of `model.path` is; None where there is none."""
+    if cfg.training.teacher_path is None:
+        return None
+    return external_teacher(cfg.training.teacher_path, supernet, tokenizer, **loading(cfg))
+
+
+def make_module(
+    cfg: DictConfig, supernet: Supernet, space: SearchSpace, sampler: Sampler, teacher: Supernet | None
+) -> SupernetModule:
     return build(
         cfg.training,
         supernet=supernet,
@@ -218,6 +229,7 @@ def make_module(cfg: DictConfig, supernet: Supernet, space: SearchSpace, sampler
         optimizer=build(cfg.optimizer),
         scheduler=build(cfg.scheduler),
         hidden_matching=build(cfg.hidden_matching),
+        teacher_network=teacher,
     )
 
 
