@@ -110,7 +110,7 @@ def search_run_directory(
 def first_layers(architecture: Architecture) -> Architecture:
     """The same sizes in the first layers of the network, which is what truncation keeps."""
     layers = tuple(replace(layer, index=index) for index, layer in enumerate(architecture.layers))
-    return Architecture(architecture.hidden, layers)
+    return replace(architecture, layers=layers)
 
 
 def _curves(
