@@ -62,6 +62,7 @@ def test_a_stock_adapter_is_merged_and_trained_on(name, case, stock):
     given.merge_into(model)
     assert_close(logits_of(model, batch()), expected)
     assert_close(logits_of(Supernet(model).model, batch()), expected)
+    assert all(parameter.requires_grad for parameter in model.parameters())
     supernet = build(name)
     lora = replace(LORA, r=5, lora_alpha=7, use_dora=case == "dora")  # other ranks and another scaling
     lora(supernet)

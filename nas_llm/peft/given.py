@@ -156,6 +156,7 @@ class GivenAdapter:
                     f"{self._overrides}"
                 )
         merge(model)
+        model.requires_grad_(True)  # peft froze it
 
     @torch.no_grad()
     def start(self, supernet: Supernet, lora: Lora) -> None:
