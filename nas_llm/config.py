@@ -116,8 +116,9 @@ def check(cfg: "DictConfig") -> None:
         _check_type(key, OmegaConf.select(cfg, key), annotation)
     checkpoint_path(cfg)
     sources = _sources(OmegaConf.to_container(cfg, resolve=False), "")
-    _check_type("model.tokenizer_path", plain["model"].get("tokenizer_path"), str | None)
-    loaded = {key: value for key, value in plain["model"].items() if key not in ("path", "tokenizer_path")}
+    for key in ("tokenizer_path", "adapter_path"):
+        _check_type(f"model.{key}", plain["model"].get(key), str | None)
+    loaded = {key: value for key, value in plain["model"].items() if not key.endswith("path")}
     nodes = [*_nodes(plain, ""), ("model", {"_target_": MODEL_LOADER, "_partial_": True, **loaded})]
     for key in ("max_params", "max_latency_ms"):
         if plain[key] is not None and plain[key] <= 0:

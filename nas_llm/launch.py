@@ -77,21 +77,22 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
     overrides = [*_with_recorded(stage, given), f"stage={stage}"]
     asked = given if is_main_process() else []  # other ranks are given what the main one composed, recorded ones too
     if shows:
-        _run_hydra([*flags, *overrides])
+        _run_hydra([*flags, *text.replacing(overrides)])
     elif args.multirun:
         place, named = _checked_sweep(stage, overrides, asked)
-        _run_hydra([*flags, *overrides, *named])
+        _run_hydra([*flags, *text.replacing(_composable(overrides)), *named])
         _tell_refused(place)
     else:
         run_dir = _checked_run(overrides, asked)
         pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", run_dir)]
         with started(run_dir, refusals=(ValueError, OSError, *CONFIG_ERRORS)):
-            _run_hydra([*flags, *overrides, *pinned])
+            _run_hydra([*flags, *text.replacing(overrides), *pinned])
 
 
 def job(cfg: DictConfig) -> None:
     """One run of a stage, called by Hydra with the composed configuration; picklable."""
     hydra_cfg = HydraConfig.get()
+    _drop_unchosen(cfg, hydra_cfg.overrides.task)
     sweeps = hydra_cfg.mode is RunMode.MULTIRUN
     if not sweeps:
         try:
@@ -133,6 +134,7 @@ def checked(overrides: Sequence[str], asked: Sequence[str] = ()) -> DictConfig:
         with open_dict(cfg):
             del cfg["hydra"]
         refuse_unread(stage, asked, cfg, config_dir())
+        _drop_unchosen(cfg, overrides)
         if cfg.run_dir in (None, "") or not isinstance(cfg.run_dir, str | int):
             raise ValueError(f"run_dir={cfg.run_dir} is not allowed: name a folder, as run_dir=runs/mine")
         cfg.run_dir = str(cfg.run_dir)  # its time is that of now, not of every look at it
@@ -148,7 +150,19 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     refuse_choices(text.parse(overrides), config_dir())
     setup_globals()
     with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
-        return hydra.compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+        return hydra.compose(CONFIG_NAME, overrides=text.replacing(overrides), return_hydra_config=True)
+
+
+def _drop_unchosen(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Drops an experiment's settings of objectives in whose place others were chosen; those that were given stay, to be
+    refused."""
+    given = [text.place(override) for override in text.parse(list(overrides))]
+    if "objectives" not in given or not cfg.get("objectives"):
+        return
+    for name in [str(name) for name, node in cfg.objectives.items() if "_target_" not in node]:
+        if not any(f"{key}.".startswith(f"objectives.{name}.") for key in given):
+            with open_dict(cfg):
+                del cfg.objectives[name]
 
 
 def _check(cfg: DictConfig) -> None:
@@ -312,10 +326,22 @@ def _tell_refused(place: Path) -> None:
 
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of a sweep, also of one that the configuration itself describes."""
-    parsed = text.parse(overrides)
-    alone = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
-    params = OmegaConf.select(_composed(alone), "hydra.sweeper.params") or {}
-    return text.jobs([*text.parse([f"{key}={value}" for key, value in params.items()]), *parsed])
+    params = OmegaConf.select(_composed(text.not_sweeps(_composable(overrides))), "hydra.sweeper.params") or {}
+    return text.jobs([*text.parse([f"{key}={value}" for key, value in params.items()]), *text.parse(overrides)])
+
+
+def _composable(overrides: list[str]) -> list[str]:
+    """Overrides of a sweep that compose without its choices, as Hydra does once: settings that only a swept option
+    has are added there. Whether they exist is seen where the jobs are checked.
+    """
+    known = [*groups(config_dir()), *inner_groups(config_dir())]
+    if not set(text.swept(overrides)) & set(known):
+        return overrides
+    try:
+        _composed(text.not_sweeps(overrides))
+    except CONFIG_ERRORS:
+        return text.as_additions(overrides, known)
+    return overrides
 
 
 def _run_hydra(arguments: list[str]) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from omegaconf import OmegaConf
 
 RECORD = Path(".hydra", "overrides.yaml")
+REPLACED = ("search_space.ranks",)  # a list or a mapping by name, of which neither is merged into the other
 NOT_RECORDED = ("stage", "run_dir", "ckpt_path")  # of one call, not of the run
 
 
@@ -89,8 +90,24 @@ def recorded(run_dir: str | Path) -> list[str]:
 
 def to_record(overrides: Iterable[str]) -> list[str]:
     """What of a call's overrides belongs to the run."""
-    kept = [text for text in overrides if not text.startswith("hydra")]
-    return [override.input_line or "" for override in parse(kept) if override.key_or_group not in NOT_RECORDED]
+    parsed = parse([text for text in overrides if not text.startswith("hydra")])
+    kept = [override for override in parsed if override.key_or_group not in NOT_RECORDED]
+    return [str(o.input_line) for i, o in enumerate(kept) if not _empties(o, kept[i + 1 :])]
+
+
+def replacing(overrides: Sequence[str]) -> list[str]:
+    """With what is replaced whole emptied first."""
+    found: list[str] = []
+    for override in parse(overrides):
+        if override.key_or_group in REPLACED and override.type is OverrideType.CHANGE:
+            found.append(f"{override.key_or_group}=null")
+        found.append(str(override.input_line))
+    return found
+
+
+def _empties(override: Override, later: Sequence[Override]) -> bool:
+    again = any(other.key_or_group == override.key_or_group for other in later)
+    return again and override.key_or_group in REPLACED and override.value() is None
 
 
 def merge(old: Sequence[str], new: Sequence[str], groups: Iterable[str]) -> list[str]:
@@ -140,6 +157,25 @@ def place(override: Override) -> str:
 def swept(overrides: Sequence[str]) -> list[str]:
     """Keys that the jobs of a sweep differ in."""
     return [override.key_or_group for override in parse(overrides) if override.is_sweep_override()]
+
+
+def not_sweeps(overrides: Sequence[str]) -> list[str]:
+    """Those that are the same in every job of a sweep."""
+    return [str(override.input_line) for override in parse(overrides) if not override.is_sweep_override()]
+
+
+def as_additions(overrides: Sequence[str], groups: Iterable[str]) -> list[str]:
+    """Settings inside of nodes as ++KEY=VALUE, which sets what is there and adds what is not."""
+    known = set(groups)
+
+    def inside(override: Override) -> bool:
+        plain = override.type is OverrideType.CHANGE and not override.is_sweep_override()
+        return plain and "." in override.key_or_group and not override.is_hydra_override()
+
+    return [
+        f"++{override.input_line}" if inside(override) and override.key_or_group not in known else override.input_line
+        for override in parse(overrides)
+    ]
 
 
 def mentions(value: str, keys: Iterable[str]) -> bool:

@@ -93,6 +93,26 @@ def create(run_dir: str | Path) -> None:
         raise ValueError(f"run_dir={run_dir} cannot be written: choose another run_dir=, or mend its permissions")
 
 
+def refuse_unmakable(folder: str | Path, setting: str) -> None:
+    """Make the directory and those above it, and take away again what was not there.
+
+    Raises:
+        ValueError: one of them cannot be made, or the directory cannot be written; `setting` names it.
+    """
+    path = Path(folder).absolute()
+    made = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{setting}={folder} cannot be made ({error.strerror}): choose another {setting}=") from error
+    finally:
+        for place in made:
+            if place.is_dir():
+                place.rmdir()
+    if not made and not os.access(path, os.W_OK):
+        raise ValueError(f"{setting}={folder} cannot be written: choose another {setting}=")
+
+
 @contextmanager
 def started(run_dir: str | Path, *, refusals: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
     """Make the directory; where the block refuses its input before there are results, leave nothing new behind.

@@ -142,6 +142,8 @@ def test_a_run_with_adapters_is_searched_saved_and_exported(finished_lora, tmp_p
             small = PeftModel.from_pretrained(small, str(out / "adapter"))
         else:
             assert "are merged into the weights: the logits differ" in card
+            assert "Low-rank adapters (LoRA) of rank 4 and alpha 8" in card
+            assert "outside of the layers: lm_head 2 of 4" in card
             assert not (out / "adapter").exists()
         with torch.no_grad():
             assert torch.allclose(small.eval()(ids).logits, expected, atol=1e-5)
@@ -150,6 +152,46 @@ def test_a_run_with_adapters_is_searched_saved_and_exported(finished_lora, tmp_p
 def test_a_run_with_adapters_is_searched_again_and_evaluated(finished_lora, capsys):
     assert cli.run(["search", f"run_dir={finished_lora}", "search=random", "search.evaluations=6"]) == 0
     assert cli.run(["evaluate", f"run_dir={finished_lora}", "architecture=smallest"]) == 0
+
+
+def test_what_a_finished_run_was_not_trained_with_is_refused_by_its_name(base, finished_lora, capsys):  # noqa: F811
+    resumed = arguments(base, finished_lora, "peft=lora", "search_space.ranks=[2,4]", "ckpt_path=last")
+    for command, said in {
+        ("search", f"run_dir={finished_lora}", "peft.r=2"): "peft.r=2 cannot take effect",
+        ("search", f"run_dir={finished_lora}", "peft=none"): "peft=none cannot take effect",
+        (*resumed, "peft.r=3", "peft.lora_alpha=8"): "peft.r=3 differs from peft.r=4",
+    }.items():
+        assert cli.run(list(command)) == 2
+        assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_adapters_given_with_the_model_are_merged_or_trained_on(base, finished_lora, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "out"
+    given = ["export", f"run_dir={finished_lora}", "architecture=largest", "export.adapters=separate"]
+    assert cli.run([*given, f"export.path={out}"]) == 0
+    ids = torch.arange(1, 13).view(1, 12)
+    run_ = FinishedRun(finished_lora)
+    with torch.no_grad():
+        expected = run_.supernet.model.eval()(ids).logits
+    passed_over = [*arguments(base, tmp_path / "no"), f"model.path={out}"]
+    assert cli.run(passed_over) == 2
+    assert f"would be left out: add model.adapter_path={out / 'adapter'}" in capsys.readouterr().err
+    named = [f"model.path={out}", f"model.adapter_path={out / 'adapter'}", "optimizer.lr=0", "search.evaluations=6"]
+    ranks = ["peft=lora", "peft.r=5", "peft.lora_alpha=5", "peft.lora_dropout=0", "search_space.ranks=[2,5]"]
+    for name, peft in {"merged": [], "beside": ranks}.items():
+        assert cli.run(arguments(base, tmp_path / name, *named, *peft)) == 0
+        with torch.no_grad():
+            logits = FinishedRun(tmp_path / name).supernet.model.eval()(ids).logits
+        assert torch.allclose(logits, expected, atol=1e-4)
+        assert (tmp_path / name / "supernet" / "adapter").is_dir() == bool(peft)
+    other = [*arguments(base, tmp_path / "beside", *named, *ranks), "ckpt_path=last"]
+    assert cli.run([*other, f"model.adapter_path={finished_lora / 'supernet' / 'adapter'}"]) == 2
+    assert "error: adapters=" in capsys.readouterr().err
+    assert cli.run([*other, f"model.adapter_path={out}"]) == 2
+    assert (
+        f"it holds no adapter of peft (adapter_config.json and adapter_model.safetensors); {out / 'adapter'} does"
+        in (capsys.readouterr().err)
+    )
 
 
 def test_adapters_that_cannot_take_effect_are_refused(base, finished_lora, tmp_path, capsys):  # noqa: F811

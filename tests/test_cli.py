@@ -390,6 +390,22 @@ def test_a_key_misspelt_in_one_of_a_sweeps_experiments_is_refused_before_the_fir
     assert not Path("sweep").exists()
 
 
+def test_a_setting_that_only_the_swept_options_have_is_set_in_every_job(
+    nas: Nas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    for name, method in {"one": "wanda", "two": "magnitude"}.items():
+        chosen = f"defaults: [override /sparsity: {method}, override /peft: lora]\n"
+        Path(f"mine/experiment/{name}.yaml").write_text(f"# @package _global_\n{chosen}")
+    sweep = ["train", "--config-dir", "mine", "-m", "experiment=one,two", "run_dir=sweep"]
+    assert nas(*sweep, "sparsity.sparsty=0.8") == 2
+    assert "sparsity.sparsty=0.8 is not known: did you mean sparsity.sparsity?" in error_line(capsys)
+    assert nas(*sweep, "sparsity.sparsity=null", "sparsity.pattern=2:4") == 0
+    for number, name in enumerate(["one", "two"]):
+        cfg = OmegaConf.load(f"sweep/{number}-experiment-{name}/.hydra/config.yaml")
+        assert (cfg.sparsity.sparsity, cfg.sparsity.pattern) == (None, "2:4")
+
+
 def test_a_sweep_that_an_experiment_describes_is_checked_before_the_first_job(
     nas: Nas, capsys: pytest.CaptureFixture[str]
 ) -> None:

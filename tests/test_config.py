@@ -440,3 +440,25 @@ def test_ids_of_architectures_and_paths_stay_text() -> None:
 def test_directories_of_jobs_are_named_by_plain_swept_values() -> None:
     given = ["seed=1,2", "name=x", "data.path=a/b,c", "objectives=[params],[loss]", "optimizer.lr=1e-3,0.1"]
     assert text.not_swept(given) == ["name", "data.path", "objectives"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "ranks"),
+    [
+        ("shears", "{attention_in: [32, 16]}"),  # of a list a mapping
+        ("lonas", "[32, 16]"),  # of a mapping a list
+        ("lonas", "{attention_out: [32, 8]}"),  # of a mapping one with other groups
+    ],
+)
+def test_ranks_are_replaced_by_a_list_or_a_mapping(experiment: str, ranks: str) -> None:
+    given = [f"experiment=low_rank_adapters/{experiment}", f"search_space.ranks={ranks}"]
+    found = checked([*given, "stage=train"]).search_space.ranks
+    assert found == OmegaConf.create(ranks if ranks[0] == "{" else f"x: {ranks}").get("x", OmegaConf.create(ranks))
+
+
+def test_an_experiment_s_settings_of_objectives_go_with_those_objectives() -> None:
+    given = ["experiment=low_rank_adapters/lonas", "objectives=[latency]"]
+    assert list(checked([*given, "stage=evaluate", "run_dir=x"]).objectives) == ["latency"]
+    for setting in ("objectives.macs.adapters=true", "objectives.accuracy.sets.items_per_set=3"):
+        with pytest.raises(ValueError, match=r"objectives\.(macs|accuracy)=.* cannot take effect"):
+            checked([*given, setting, "stage=evaluate", "run_dir=x"])

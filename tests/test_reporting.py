@@ -334,6 +334,46 @@ def test_the_recipe_names_the_teacher_and_the_hidden_matching_that_the_run_had(t
     )
 
 
+def test_the_recipe_says_what_became_of_the_weights_and_that_adapters_alone_were_trained(tmp_path):
+    config = OmegaConf.create(reporting_fixtures.CONFIGURATION)
+    chosen = {
+        "sparsity": {"_target_": "nas_llm.sparsity.wanda.Wanda", "sparsity": 0.5, "pattern": None},
+        "quantization": {"_target_": "nas_llm.quantization.gptq.GPTQ", "bits": 4},
+        "peft": {"_target_": "nas_llm.peft.qa_sparse_lora.QaSparseLora", "r": 8, "lora_alpha": 16.0, "use_dora": False},
+    }
+    for key, node in chosen.items():
+        OmegaConf.update(config, key, node)
+    write_text(tmp_path / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
+    assert RunFiles(tmp_path).untrained == "the sparse and quantised, untrained network"
+    *_, sparse, quantised, adapters, trained = recipe(RunFiles(tmp_path))
+    assert sparse == "Its weights were made sparse by Wanda: 50.0 % of them are zero."
+    assert quantised == "Its weights were quantised to 4 bits by GPTQ."
+    assert adapters.startswith("Low-rank adapters (QA-SparsePEFT) of rank 8 and alpha 16 were put beside its weights")
+    assert trained.startswith("The adapters alone were trained as a super-network with")
+    OmegaConf.update(config, "trainer.max_steps", 0)
+    write_text(tmp_path / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
+    assert recipe(RunFiles(tmp_path))[-1] == "It was not trained."
+
+
+def test_the_card_says_which_ranks_a_network_has(tmp_path):
+    run_dir = make_run(tmp_path / "run", exports=False)
+    write_json(tmp_path / "out" / "config.json", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    ranks = [(("attention_in", 4), ("ffn_in", 8)), (("attention_in", 2), ("ffn_in", 2))]
+    full = Architecture(
+        16,
+        tuple(LayerChoice(i, 1, 1, 16, 32, (("attention_in", 8), ("ffn_in", 8))) for i in range(2)),
+        (("lm_head", 8),),
+    )
+    small = Architecture(16, tuple(LayerChoice(i, 1, 1, 16, 32, r) for i, r in enumerate(ranks)), (("lm_head", 4),))
+    write_model_card(tmp_path / "out", small, run_dir=run_dir, full=full)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| 0 | 1 | 1 | 16 | 32 | attention_in 4 of 8, ffn_in 8 |" in card
+    assert "| 1 | 1 | 1 | 16 | 32 | all 2 of 8 |" in card
+    assert "outside of the layers: lm_head 4 of 8." in card
+    write_model_card(tmp_path / "out", small.without_ranks, run_dir=run_dir, full=full.without_ranks)
+    assert "rank" not in (tmp_path / "out" / "README.md").read_text().partition("## How it is built")[2]
+
+
 def test_one_of_a_thing_is_no_plural(tmp_path, joint):
     run_dir = make_run(tmp_path / "run", evaluations=1, exports=False)
     config = (run_dir / ".hydra" / "config.yaml").read_text().replace("max_steps: 150", "max_steps: 1")

@@ -232,3 +232,12 @@ def test_git_state_names_the_commit_and_whether_files_differ(tmp_path: Path) -> 
     assert provenance.source_state(tmp_path / "a") == provenance.git_state(tmp_path)
     (tmp_path / "installed.py").touch()  # as in a virtual environment inside of someone's repository
     assert provenance.source_state(tmp_path / "installed.py") is None
+
+
+def test_a_place_where_something_will_be_written_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    rd.refuse_unmakable(tmp_path / "a" / "b", "logger.save_dir")
+    rd.refuse_unmakable(tmp_path, "logger.save_dir")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="^logger.save_dir=.*file/a cannot be made .*: choose another logger"):
+        rd.refuse_unmakable(tmp_path / "file" / "a", "logger.save_dir")

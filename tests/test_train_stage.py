@@ -441,6 +441,7 @@ def test_a_grid_by_importance_needs_importance(base, tmp_path, capsys):
         ("trainer.max_steps=-5", "trainer.max_steps=-5: allowed is 1 or more"),
         ("+trainer.gradient_clip_val=0.5", "set training.gradient_clip_val=0.5 instead"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0 leaves nothing to measure"),
+        ("logger.save_dir=/proc/no/where", "logger.save_dir=/proc/no/where cannot be made"),
     ],
 )
 def test_amounts_that_leave_nothing_to_do_leave_no_run_behind(base, tmp_path, capsys, override, says):

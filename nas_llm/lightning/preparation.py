@@ -14,7 +14,13 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.quantization import Quantization
 from nas_llm.quantization.recorded import read_quantized_layers, write_quantized_layers
 from nas_llm.quantization.recorded import summary as quantization_summary
-from nas_llm.run_directory import IMPORTANCE_FILE, QUANTIZED_WEIGHTS_FILE, SPARSE_WEIGHTS_FILE, is_main_process
+from nas_llm.run_directory import (
+    IMPORTANCE_FILE,
+    QUANTIZED_WEIGHTS_FILE,
+    SPARSE_WEIGHTS_FILE,
+    is_main_process,
+    recorded_fingerprints,
+)
 from nas_llm.sparsity import Sparsity
 from nas_llm.sparsity.recorded import read_sparse_weights, summary, write_sparse_weights
 
@@ -104,6 +110,27 @@ def quantize(
     if is_main_process():
         write_quantized_layers(supernet, report, run_dir, method=repr(quantization))
         print(quantization_summary(report))
+
+
+def prepared_again(supernet: Supernet, run_dir: Path) -> None:
+    """Makes the run's network sparse and quantised once more, from what lies in ``run_dir``, in the order that it had
+    before it was sorted. A quantised one stays sorted: no sub-network cuts the weights whose order that is.
+
+    Raises:
+        ValueError: a file in ``run_dir`` is damaged, or of another network.
+    """
+    recorded = recorded_fingerprints(run_dir)
+    sparse, quantised = bool(recorded.get("sparsity")), bool(recorded.get("quantization"))
+    if not (sparse or quantised):
+        return
+    if recorded.get("importance"):
+        supernet.sort(read_scores_of(supernet, run_dir / IMPORTANCE_FILE, setting=f"run_dir={run_dir}"))
+    if sparse:
+        read_sparse_weights(supernet, run_dir)
+    if quantised:
+        read_quantized_layers(supernet, run_dir)
+    else:
+        supernet.unsort()
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class SupernetSearch:
             the network as it then is.
         objectives: what is measured.
         batches: of the validation split, which the objectives were built with.
-        untrained: loads the network as it was before sorting and training, for the truncation baseline; None leaves
-            that out. Called on every rank, once the front is known.
+        untrained: loads the network as it was before sorting and training, sparse or quantised as the run's is, for
+            the truncation baseline; None leaves that out. Called on every rank, once the front is known.
         settings: name of each objective -> its configuration, compared with what the archive's values were measured
             with.
         progress: show progress bars.

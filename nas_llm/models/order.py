@@ -76,6 +76,20 @@ class Order:
                 units[key] = units[key][groups]
         return Order(units, self.layers if later.layers is None else later.layers)
 
+    def again(self) -> Order:
+        """What sorts a network that never was sorted into this order: rows of heads are indexed by the place that
+        their group had before the groups moved."""
+        units = dict(self.units)
+        for key in [key for key in units if key.endswith("heads_per_group")]:
+            groups = units.get(key.replace("heads_per_group", "kv_groups"))
+            if groups is not None:
+                units[key] = units[key][groups.argsort()]
+        return Order(units, self.layers)
+
+    def inverse(self) -> Order:
+        """What brings a sorted network back into its own order."""
+        return Order({key: places.argsort(dim=-1) for key, places in self.units.items()})
+
 
 def axis_shapes(full: Architecture) -> dict[str, tuple[int, ...]]:
     """Shape of the scores of every axis that can be sorted."""

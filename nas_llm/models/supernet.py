@@ -358,8 +358,25 @@ class Supernet(nn.Module):
             )
         order = Order.by_importance(importance, self._full)
         self._refuse_permuted(order)
-        self._permute(order)
+        self._permute(self._with_orders(order))
         self._order = self._order.then(order)
+
+    @torch.no_grad()
+    def sort_attached(self) -> None:
+        """Brings the attached modules, whose values are those of the network before it was sorted, into its order."""
+        self._permute(self._attached_with_orders(self._order.again()))
+
+    @torch.no_grad()
+    def unsort(self) -> None:
+        """Brings every unit back to its place before the network was sorted.
+
+        Raises:
+            ValueError: a quantised weight would have to be permuted; nothing has been then.
+        """
+        order = self._order.inverse()
+        self._refuse_permuted(order)
+        self._permute(self._with_orders(order))
+        self._order = Order({})
 
     def _refuse_permuted(self, order: Order) -> None:
         for module, orders in self._with_orders(order):
@@ -376,12 +393,15 @@ class Supernet(nn.Module):
     def _with_orders(self, order: Order) -> list[tuple[ElasticModule, Orders]]:
         modules = [(module, order.shared()) for module in self._shared]
         modules += [(module, order.of_layer(i)) for i, layer in enumerate(self._in_layer) for module in layer]
-        modules += [(module, order.shared()) for module in self._attached_to(None)]
+        return modules + self._attached_with_orders(order)
+
+    def _attached_with_orders(self, order: Order) -> list[tuple[ElasticModule, Orders]]:
+        modules = [(module, order.shared()) for module in self._attached_to(None)]
         return modules + [(m, order.of_layer(i)) for i in range(len(self._blocks)) for m in self._attached_to(i)]
 
-    def _permute(self, order: Order) -> None:
+    def _permute(self, modules: Iterable[tuple[ElasticModule, Orders]]) -> None:
         done: set[int] = set()
-        for module, orders in self._with_orders(order):
+        for module, orders in modules:
             for name, parameter in module._parameters.items():
                 if parameter is None or id(parameter) in done:
                     continue

@@ -17,11 +17,10 @@ import numpy as np
 
 from nas_llm.operator_network import Operator, OperatorNetwork, Teacher
 from nas_llm.operators import Place
-from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.cbc import Cbc
+from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.milp import Milp
 from nas_llm.operators.programme import Programme, Solution, solve
-from nas_llm.operators.refinement import refine
 
 Score = Literal["local", "global_mse", "loss_change"]
 

@@ -26,7 +26,6 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import SUBLAYERS, Operator, Teacher
 from nas_llm.operators import Place
 
-
 Batch = Mapping[str, Tensor]
 IGNORED = -100
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 CONFIG, WEIGHTS, SETTINGS = "adapter_config.json", "adapter_model.safetensors", "nas_llm_adapter.json"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def read_adapter(supernet: Supernet, folder: Path, *, setting: str = "adapter") 
         name = next(name for name in sorted(there.keys() | given.keys()) if there.get(name) != given.get(name))
         raise ValueError(
             f"{setting}={folder}: the adapter (rank {rank}) is one of another network or of other modules: "
-            f"{name.removeprefix(_PREFIX)} has the shape {given.get(name, 'none')} in it and "
+            f"{name.removeprefix(PREFIX)} has the shape {given.get(name, 'none')} in it and "
             f"{there.get(name, 'none')} here"
         )
-    state = {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+    state = {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
     outcome: Any = set_peft_model_state_dict(supernet.model, state, adapter_name=NAME)
     assert not outcome.unexpected_keys
 
@@ -108,4 +108,4 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     from peft import get_peft_model_state_dict
 
     found = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
-    return {_PREFIX + name: tensor.detach().contiguous().cpu() for name, tensor in found.items()}
+    return {PREFIX + name: tensor.detach().contiguous().cpu() for name, tensor in found.items()}

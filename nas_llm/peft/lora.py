@@ -76,6 +76,9 @@ class Lora:
         targets = self.targets(supernet)
         inject(supernet, targets, self.config(supernet, targets), seed=self.seed)
 
+    def convert(self, model: nn.Module) -> None:
+        """Makes peft's plain layers in ``model`` those of this method; here they are."""
+
     def targets(self, supernet: Supernet) -> list[Target]:
         return targets_of(supernet, self.target_modules, embeddings=self.embeddings, group_by=self.group_by)
 

@@ -106,23 +106,29 @@ def stock_adapters(model: nn.Module) -> bool:
 
 def refuse_lossy(name: str, layer: LoraLayer) -> None:
     """Raises ValueError where merging would lose the zeros of a sparse weight, or the codes of a quantised one."""
-    if isinstance(layer, QaSparseLoraLinear):
+    reason = lossy(name, layer)
+    if reason is None:
         return
+    option = "qa_sparse_peft" if isinstance(base_of(layer), QuantizedLinear) else "sparse_peft"
+    raise ValueError(
+        f"{reason}. Export them apart, export.adapters=separate, or train with adapters that keep that, peft={option}"
+    )
+
+
+def lossy(name: str, layer: LoraLayer) -> str | None:
+    """What a weight would lose by merging; None where it loses nothing."""
+    if isinstance(layer, QaSparseLoraLinear):
+        return None
     if isinstance(base_of(layer), QuantizedLinear):
-        raise ValueError(
-            f"{name} is quantised, and the sum of it and a dense adapter has no codes: export them apart, "
-            "export.adapters=separate, or train adapters that are quantised with it, peft=qa_sparse_peft"
-        )
+        return f"{name} is quantised, and the sum of it and a dense adapter has no codes"
     weight = base_of(layer).weight
     a, b = factors(layer)
     if isinstance(layer, SparseLoraLinear) or not (a.any() and b.any()):
-        return
+        return None
     share = _zeros(weight) / weight.numel()
-    if share > SPARSE:
-        raise ValueError(
-            f"{name} is sparse ({share:.0%} zeros) and its adapter dense: merging would fill the zeros. Export them "
-            "apart, export.adapters=separate, or train with adapters that keep zeros, peft=sparse_peft"
-        )
+    if share <= SPARSE:
+        return None
+    return f"{name} is sparse ({share:.0%} zeros) and its adapter dense: merging would fill the zeros"
 
 
 def _promised(layer: LoraLayer) -> tuple[torch.Tensor | None, QuantizedWeight | None]:

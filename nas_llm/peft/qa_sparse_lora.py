@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.quantized_weight import QuantizedWeight, fake_quantize, requantize
@@ -70,7 +70,10 @@ class QaSparseLora(SparseLora):
                 "peft=sparse_peft"
             )
         self.add(supernet)
-        for _, layer in lora_layers(supernet.model):
+        self.convert(supernet.model)
+
+    def convert(self, model: nn.Module) -> None:
+        for _, layer in lora_layers(model):
             assert type(layer) is LoraLinear
             if isinstance(base_of(layer), QuantizedLinear):
                 layer.__class__ = QaSparseLoraLinear

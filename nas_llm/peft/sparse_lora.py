@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
@@ -88,6 +88,9 @@ class SparseLora(Lora):
                     "it; set peft=qa_sparse_peft, or quantization=none"
                 )
         self.add(supernet)
-        for _, layer in lora_layers(supernet.model):
+        self.convert(supernet.model)
+
+    def convert(self, model: nn.Module) -> None:
+        for _, layer in lora_layers(model):
             assert type(layer) is LoraLinear
             layer.__class__ = SparseLoraLinear

@@ -89,7 +89,7 @@ def _tiles(run: RunFiles, search: Search) -> list[dict[str, str]]:
         tiles.append(
             {
                 "figure": numbers.value(quality, truncated.objectives[quality], unit),
-                "what": f"{name} of the untrained network cut to that size",
+                "what": f"{name} of {run.untrained} cut to that size",
                 "note": "naive truncation, no sorting, no training",
             }
         )
@@ -107,6 +107,7 @@ def _front(run: RunFiles, search: Search) -> dict[str, Any]:
         "grouped": any(row.shape["groups"] != row.shape["heads"] for row in tables.rows(run, search)),
         "has_exports": bool(run.exports),
         "has_baseline": bool(search.truncation),
+        "untrained": run.untrained,
     }
 
 

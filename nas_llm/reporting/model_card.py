@@ -4,7 +4,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas_llm.architecture import Architecture
+from nas_llm.architecture import Architecture, Ranks
 from nas_llm.reporting import numbers
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.templates import render
@@ -23,6 +23,8 @@ TEACHERS = {  # training.teacher
     "in_place": "the in-place teacher (the largest network as it trains)",
     "frozen": "a frozen teacher (the network as it was before training)",
 }
+ADAPTERS = {"lora": "LoRA", "sparse lora": "SparsePEFT", "qa sparse lora": "QA-SparsePEFT"}  # classes of the group peft
+METHODS = {"wanda": "Wanda", "sparse GPT": "SparseGPT", "round to nearest": "round-to-nearest"}
 DISTANCES = {"mse": "MSE", "cosine": "cosine"}  # hidden_matching.distance
 READERS = {"nas_llm": "own", "nemotron-nas": "vllm"}  # by model type; any other is stock
 
@@ -77,6 +79,8 @@ def write_model_card(
         "layers": _layers(architecture, whole),
         "operators": {str(c.index): of for c, of in zip(architecture.layers, operators, strict=False)},
         "hidden": _of(architecture.hidden, whole.hidden if whole else None),
+        "ranks": bool(architecture.ranks) or any(layer.ranks for layer in architecture.layers),
+        "shared_ranks": _ranks(architecture.ranks, whole.ranks if whole else ()),
         "depth": _depth(architecture.num_layers, whole.num_layers if whole else architecture.num_layers),
         "metrics": metric_rows(run, architecture.id),
         "results": _model_index(run, architecture.id),
@@ -92,19 +96,26 @@ def recipe(run: RunFiles) -> list[str]:
     """How the networks of a run were made, one sentence per step, as far as its configuration tells."""
     steps = []
     if base := run.setting("model.path"):
-        steps.append(f"The pre-trained model is {base}.")
+        given = run.setting("model.adapter_path")
+        merged = f", into which the adapters of {given} were merged" if given and not run.strategy("peft") else ""
+        steps.append(f"The pre-trained model is {base}{merged}.")
     if importance := run.strategy("importance"):
         steps.append(
             f"Its units were sorted by {_named(importance, 'importance')}, so that sub-networks keep the best."
         )
-    if sampler := run.strategy("sampler"):
-        max_steps = run.setting("trainer.max_steps") or -1
+    steps += _prepared(run)
+    max_steps = run.setting("trainer.max_steps")
+    max_steps = -1 if max_steps is None else max_steps
+    if max_steps == 0:
+        steps.append("It was not trained.")
+    elif sampler := run.strategy("sampler"):
         length = f" for {numbers.counted(max_steps, 'step')}" if max_steps > 0 else ""
         data = f" on {run.setting('data.path')}" if run.setting("data.path") else ""
         losses = _taught(run)
         teacher = _teacher(run) if losses else None
         by, whose = _listed([_named(sampler, "sampler"), *losses]), f" from {teacher}" if teacher else ""
-        steps.append(f"It was trained as a super-network with the {by}{whose}{length}{data}.")
+        trained = "The adapters alone were" if run.strategy("peft") else "It was"
+        steps.append(f"{trained} trained as a super-network with the {by}{whose}{length}{data}.")
     if run.search is not None:
         compared, facts = _listed([numbers.label(name) for name in run.search.objectives]), run.search.facts
         networks = numbers.counted(facts["evaluations"], "sub-network")
@@ -115,6 +126,28 @@ def recipe(run: RunFiles) -> list[str]:
 def _teacher(run: RunFiles) -> str | None:
     external = run.setting("training.teacher_path")
     return f"the teacher {external}" if external else TEACHERS.get(run.setting("training.teacher"))
+
+
+def _prepared(run: RunFiles) -> list[str]:
+    """What became of the weights before training, and what stands beside them."""
+    steps = []
+    if sparsity := run.strategy("sparsity"):
+        pattern, share = run.setting("sparsity.pattern"), run.setting("sparsity.sparsity")
+        amount = f"{pattern} of them stay" if pattern else f"{numbers.percent(share)} of them are zero"
+        steps.append(f"Its weights were made sparse by {METHODS.get(sparsity, sparsity)}: {amount}.")
+    if quantization := run.strategy("quantization"):
+        bits = run.setting("quantization.bits")
+        steps.append(f"Its weights were quantised to {bits} bits by {METHODS.get(quantization, quantization)}.")
+    if peft := run.strategy("peft"):
+        rank, alpha = run.setting("peft.r"), run.setting("peft.lora_alpha")
+        kind = ADAPTERS.get(peft, peft) + (", DoRA" if run.setting("peft.use_dora") else "")
+        given = run.setting("model.adapter_path")
+        begun = f" Training began with those of {given}." if given else ""
+        steps.append(
+            f"Low-rank adapters ({kind}) of rank {rank} and alpha {alpha:g} were put beside its weights, which stay as "
+            f"they are.{begun}"
+        )
+    return steps
 
 
 def _taught(run: RunFiles) -> list[str]:
@@ -169,16 +202,26 @@ def _layers(architecture: Architecture, full: Architecture | None) -> list[dict[
     for index in sorted(whole.keys() | kept.keys()):
         layer, of = kept.get(index), whole.get(index)
         if layer is None:
-            rows.append({"index": str(index), "heads": "dropped", "groups": "", "head_dim": "", "ffn": ""})
+            rows.append({"index": str(index), "heads": "dropped", "groups": "", "head_dim": "", "ffn": "", "ranks": ""})
             continue
         row = {
             "heads": _of(layer.heads, of.heads if of else None),
             "groups": _of(layer.kv_groups, of.kv_groups if of else None),
             "head_dim": _of(layer.head_dim, of.head_dim if of else None),
             "ffn": _of(layer.ffn, of.ffn if of else None),
+            "ranks": _ranks(layer.ranks, of.ranks if of else ()),
         }
         rows.append({"index": str(index), **row})
     return rows
+
+
+def _ranks(kept: Ranks, whole: Ranks) -> str:
+    """Of every group of adapters, or one for all where they agree."""
+    of = dict(whole)
+    found = {group: _of(rank, of.get(group)) for group, rank in kept}
+    if len(found) > 1 and len(set(found.values())) == 1:
+        return f"all {next(iter(found.values()))}"
+    return ", ".join(f"{group} {rank}" for group, rank in found.items())
 
 
 def _of(kept: int, whole: int | None) -> str:

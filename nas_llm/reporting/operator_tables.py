@@ -31,7 +31,9 @@ def _aligned(table: list[list[str]]) -> str:
     rule = ["-" * width for width in widths]
     lines = [table[0], rule, *table[1:]]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     )
 

@@ -20,6 +20,7 @@ from nas_llm.search.pareto import COSTS, pareto_front
 
 LOG_RATIO = 5.0  # values that spread further than this are drawn on a logarithmic axis
 SIZES = ("largest", "middle", "smallest")
+PREPARED = {"sparsity": "sparse", "quantization": "quantised"}  # groups of the configuration: what they make a network
 TRAINING = "training"  # the loss that training lowers, of the sampled networks where it is logged apart
 
 
@@ -155,6 +156,12 @@ class RunFiles:
         target = self.setting(f"{group}._target_")
         words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", str(target or "").rpartition(".")[2])
         return " ".join(word if word.isupper() else word.lower() for word in words) or None
+
+    @property
+    def untrained(self) -> str:
+        """What the truncation baseline cuts, in words."""
+        kinds = [word for group, word in PREPARED.items() if self.strategy(group)]
+        return f"the {' and '.join(kinds)}, untrained network" if kinds else "the untrained network"
 
     @property
     def name(self) -> str:

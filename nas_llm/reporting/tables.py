@@ -111,7 +111,7 @@ def front_table(run_dir: str | Path) -> str:
     title = f"Pareto front: {len(search.front)} of {numbers.counted(tested, 'architecture')}"
     notes = [f"{len(everything) - len(shown)} more in {run.path / CSV_FILE}"] if len(shown) < len(everything) else []
     notes += ["* exported"] if any(row.exported for row in shown) else []
-    notes += ["truncated: the untrained network cut to the same sizes"] if truncation else []
+    notes += [f"truncated: {run.untrained} cut to the same sizes"] if truncation else []
     return "\n".join([title, aligned(head, body, left=1), *notes])
 
 

@@ -4,7 +4,8 @@ The largest, the middle and the smallest network are measured first, beside the 
 hypervolume is a part of, and the middle one's own hypervolume is what the search has to beat.
 
 Truncation is what anyone could do without this package: the first units of every axis and the first layers of the
-network as it was before sorting and training. It is measured at the sizes of the front, once the front is known.
+network as it was before sorting and training, sparse or quantised as the run's is. It is measured at the sizes of the
+front, once the front is known.
 
 Written: `archive.jsonl` (every value), `search.json` (objectives' units and directions, the front, the time, the
 hypervolume over the evaluations of this search and of comparable ones before it) and the metrics of `results.json`.
@@ -110,7 +111,7 @@ def search_run_directory(
 def first_layers(architecture: Architecture) -> Architecture:
     """The same sizes in the first layers of the network, which is what truncation keeps."""
     layers = tuple(replace(layer, index=index) for index, layer in enumerate(architecture.layers))
-    return Architecture(architecture.hidden, layers)
+    return replace(architecture, layers=layers)
 
 
 def _curves(

@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.config import build
 from nas_llm.lightning.supernet_search import validation_batches
-from nas_llm.models.loading import load_tokenizer, save_pretrained
+from nas_llm.models.loading import save_pretrained
 from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import mean_token_loss
@@ -31,12 +31,11 @@ from nas_llm.operators.library import Library
 from nas_llm.operators.programme_search import ProgrammeSearch, teacher_first
 from nas_llm.operators.score_file import FILE as SCORES_FILE
 from nas_llm.operators.score_file import ScoreFile
-from nas_llm.operators.selection import Ranked, SuccessiveHalving, weights_file
+from nas_llm.operators.selection import Ranked, SuccessiveHalving
 from nas_llm.reporting.operator_files import COLUMNS, NETWORKS_FILE, OPERATORS_CSV
 from nas_llm.reporting.operator_plots import plot_operators
 from nas_llm.reporting.operator_tables import networks_table
 from nas_llm.run_directory import write_text
-from nas_llm.stages.data import recorded_data
 
 if TYPE_CHECKING:
     from nas_llm.operators.cost_table import CostTable

@@ -31,7 +31,7 @@ from nas_llm.evaluation.multiple_choice import Accuracy, accuracies
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.models.lookback import LookBack
 from nas_llm.run_directory import atomic_path, write_json, write_text
-from nas_llm.stages.trainer import built_trainer, one_line_refusals
+from nas_llm.stages.trainer import built_logger, built_trainer, one_line_refusals
 
 READS = ("pretrain", "name", "trainer", "logger", "ckpt_path")
 IGNORES = (
@@ -246,7 +246,7 @@ def main(cfg: DictConfig) -> None:
     )
     trainer = built_trainer(
         cfg,
-        logger=build(cfg.logger) or False,
+        logger=built_logger(cfg),
         callbacks=[Scores(), checkpoints],
         plugins=[AtomicCheckpointIO()],
         max_steps=recipe.steps,

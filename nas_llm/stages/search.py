@@ -1,6 +1,7 @@
 """Searches a finished run's super-network for its Pareto front, or continues a search from the run's archive."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 from nas_llm.config import build
 from nas_llm.lightning.checkpoint import LAST, read_checkpoint
 from nas_llm.lightning.identity import refuse_other_network
+from nas_llm.lightning.preparation import prepared_again
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
-from nas_llm.models.loading import load_tokenizer
+from nas_llm.models.loading import ADAPTER, from_pretrained, load_tokenizer, resolve
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Objective, directions
+from nas_llm.peft.given import OPTIONS, GivenAdapter
+from nas_llm.peft.lora import Lora
 from nas_llm.peft.saving import load_supernet as load_adapted
+from nas_llm.peft.saving import recorded_method
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import read_json
 from nas_llm.search import Archive, Initial, Search
@@ -34,6 +39,7 @@ READS = (
     "trainer.limit_val_batches",
     "trainer.enable_progress_bar",
 )
+SETTINGS = ("dtype", "attn_implementation", "trust_remote_code")  # of the model, besides where it lies
 
 
 def main(cfg: DictConfig) -> None:
@@ -44,6 +50,7 @@ def main(cfg: DictConfig) -> None:
 
 def _main(cfg: DictConfig, run_dir: Path) -> None:
     supernet = load_supernet(run_dir, cfg)
+    refuse_other_adapters(cfg, run_dir)
     space = recorded_space(run_dir, cfg, supernet)
     tokenizer = load_tokenizer(run_dir / "supernet")
     data = recorded_data(cfg, tokenizer, supernet, run_dir)
@@ -54,11 +61,10 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     maker = search_maker(cfg, supernet, space, objectives)
     if maker is None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
-    refuse_other_network(run_dir, cfg.model.path, untrained(cfg))  # the truncation baseline's, known after the search
+    # the truncation baseline's, known after the search
+    refuse_other_network(run_dir, cfg.model.path, untrained(cfg, merges=not cfg.peft))
     settings, progress = objective_settings(cfg), cfg.trainer.enable_progress_bar
-    run = SupernetSearch(
-        run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress
-    )
+    run = SupernetSearch(run_dir, maker, objectives, batches, lambda: as_prepared(cfg, run_dir), settings, progress)
     run(supernet, trained_steps(run_dir))
     print(front_table(run_dir))
     print(f"report: {write_report(run_dir)}")
@@ -110,6 +116,29 @@ def device(cfg: DictConfig) -> str:
     return "cuda" if found and asked in ("auto", "gpu", "cuda") else "cpu"
 
 
+def refuse_other_adapters(cfg: DictConfig, run_dir: Path) -> None:
+    """Refuses a search with adapters that the super-network does not have.
+
+    Raises:
+        ValueError: the first setting that differs.
+    """
+    folder = run_dir / "supernet" / ADAPTER
+    made = recorded_method(folder) if folder.is_dir() else None
+    asked: Lora | None = build(cfg.peft)
+    if type(made) is not type(asked):
+        had, given = (OPTIONS[type(lora)] if lora else "none" for lora in (made, asked))
+        key, before, now = "peft", had, given
+    elif made is None or asked is None or made == asked:
+        return
+    else:
+        key = next(field.name for field in fields(made) if getattr(made, field.name) != getattr(asked, field.name))
+        key, before, now = f"peft.{key}", getattr(made, key), getattr(asked, key)
+    raise ValueError(
+        f"{key}={now} cannot take effect: {run_dir} was trained with {key}={before}; leave it out, or train with it in "
+        "another run_dir="
+    )
+
+
 def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> SearchSpace:
     """The space that the run was trained on.
 
@@ -128,21 +157,65 @@ def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> Search
     return space
 
 
-def untrained(cfg: DictConfig) -> Supernet:
-    """The network of `model.path`, neither sorted nor trained."""
-    return Supernet.from_pretrained(cfg.model.path, **loading(cfg))
+def untrained(cfg: DictConfig, *, merges: bool = True) -> Supernet:
+    """The network of `model.path`, neither sorted nor trained; the adapters of `model.adapter_path` are merged into it,
+    unless they are to stand beside it.
+
+    Raises:
+        ValueError: no such network, adapters that are not its own, or some that lie beside it and are passed over.
+    """
+    settings = loading(cfg)
+    given = given_adapter(cfg)
+    if given is None or not merges:
+        return Supernet.from_pretrained(cfg.model.path, **settings)
+    model = from_pretrained(cfg.model.path, **{**settings, "dtype": settings["dtype"] or torch.float32})
+    given.merge_into(model)
+    return Supernet(model)
 
 
 def loading(cfg: DictConfig) -> dict[str, Any]:
     """How `cfg` says networks are loaded: their precision, and the like."""
-    return {str(key): value for key, value in cfg.model.items() if key not in ("path", "tokenizer_path")}
+    return {str(key): value for key, value in cfg.model.items() if key in SETTINGS}
 
 
-def with_adapters(cfg: DictConfig, supernet: Supernet) -> Supernet:
-    """The super-network, to which plain adapters of the configuration's shapes have been added; its function stays."""
-    peft = build(cfg.peft)
+def given_adapter(cfg: DictConfig) -> GivenAdapter | None:
+    """The adapters of `model.adapter_path`.
+
+    Raises:
+        ValueError: they cannot be read, or none are named and there are some beside the network.
+    """
+    if cfg.model.adapter_path is not None:
+        return GivenAdapter.read(cfg.model.adapter_path)
+    beside = Path(resolve(cfg.model.path)) / ADAPTER
+    if beside.is_dir():
+        raise ValueError(
+            f"model.path={cfg.model.path} has low-rank adapters beside its weights, which would be left out: add "
+            f"model.adapter_path={beside}, or name a copy of the directory without {ADAPTER}/"
+        )
+    return None
+
+
+def add_adapters(cfg: DictConfig, supernet: Supernet) -> Lora | None:
+    """Adds the adapters of the configuration, as they are before they are trained, and says what made them."""
+    peft: Lora | None = build(cfg.peft)
     if peft is not None:
-        peft.add(supernet)
+        peft(supernet)
+        start_adapters(cfg, supernet, peft)
+    return peft
+
+
+def start_adapters(cfg: DictConfig, supernet: Supernet, peft: Lora) -> None:
+    """Gives the adapters that `peft` has added the values of `model.adapter_path`, where one is named."""
+    given = given_adapter(cfg)
+    if given is not None:
+        given.start(supernet, peft)
+
+
+def as_prepared(cfg: DictConfig, run_dir: Path) -> Supernet:
+    """The network that the run's training began with, in its own order: sparse, quantised, with its adapters."""
+    supernet = untrained(cfg, merges=not cfg.peft)
+    prepared_again(supernet, run_dir)
+    add_adapters(cfg, supernet)
     return supernet
 
 

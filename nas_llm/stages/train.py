@@ -30,15 +30,24 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import measure
 from nas_llm.quantization.targets import layers_to_quantize
 from nas_llm.reporting import front_table, write_report
-from nas_llm.run_directory import is_main_process, refuse_mismatch, write_json
+from nas_llm.run_directory import is_main_process, recorded_fingerprints, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
 from nas_llm.sparsity.targets import chosen
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
-from nas_llm.stages.search import loading, objective_settings, search_maker, untrained, with_adapters
-from nas_llm.stages.trainer import built_trainer, one_line_refusals
+from nas_llm.stages.search import (
+    add_adapters,
+    as_prepared,
+    given_adapter,
+    loading,
+    objective_settings,
+    search_maker,
+    start_adapters,
+    untrained,
+)
+from nas_llm.stages.trainer import built_logger, built_trainer, one_line_refusals
 
 READS = (
     "model",
@@ -62,6 +71,7 @@ READS = (
     "ckpt_path",
 )
 IGNORES = ("trainer.enable_checkpointing", "trainer.limit_test_batches")
+PREPARES = ("importance", "sparsity", "quantization", "peft")
 VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
 
 
@@ -79,7 +89,8 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
         trust_remote_code=cfg.model.trust_remote_code,
         setting="model.tokenizer_path" if cfg.model.tokenizer_path else "model.path",
     )
-    supernet = untrained(cfg)
+    refuse_other_preparation(cfg, run_dir)
+    supernet = untrained(cfg, merges=not cfg.peft)
     network = refuse_other_network(run_dir, cfg.model.path, supernet)
     refuse_early(cfg, supernet)
     teacher = make_teacher(cfg, supernet, tokenizer)
@@ -91,9 +102,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     refuse_mismatch(run_dir, identity(cfg, network, space, data))
     sparsify(supernet, build(cfg.sparsity), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
     quantize(supernet, build(cfg.quantization), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
-    peft = build(cfg.peft)
-    if peft is not None:
-        peft(supernet)  # last: adapters stand beside the weights as they will stay
+    peft = add_adapters(cfg, supernet)  # last: they stand beside the weights as they will stay
     search = make_search(cfg, supernet, space, data, tokenizer, run_dir)
     if search is not None:
         measure(search.objectives, supernet, space.smallest())  # refuses now what it would refuse after training
@@ -140,6 +149,7 @@ def adapted(cfg: DictConfig, supernet: Supernet) -> Iterator[None]:
 
     peft.add(supernet)
     try:
+        start_adapters(cfg, supernet, peft)
         yield
     finally:
         remove(supernet)
@@ -151,7 +161,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path) -> Trainer:
     callbacks += [TrainingProgress()] if cfg.trainer.enable_progress_bar else []
     return built_trainer(
         cfg,
-        logger=build(cfg.logger) or False,
+        logger=built_logger(cfg),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
@@ -191,11 +201,25 @@ def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, da
         **network,
         "search_space": space.to_dict(),
         "data": data.fingerprint,
-        "importance": OmegaConf.to_container(cfg.importance, resolve=True),
-        "sparsity": OmegaConf.to_container(cfg.sparsity, resolve=True),
-        "quantization": OmegaConf.to_container(cfg.quantization, resolve=True),
-        "peft": OmegaConf.to_container(cfg.peft, resolve=True),
+        **preparation(cfg),
     }
+
+
+def preparation(cfg: DictConfig) -> dict[str, Any]:
+    """What is done to the network before it is trained; `adapters` are those that training begins with."""
+    given = given_adapter(cfg) if cfg.peft else None
+    groups = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in PREPARES}
+    return {**groups, "adapters": None if given is None else given.fingerprint}
+
+
+def refuse_other_preparation(cfg: DictConfig, run_dir: Path) -> None:
+    """Refuse it before what follows from it, as the space of the ranks, differs too.
+
+    Raises:
+        ValueError: the run that is resumed was started with another one.
+    """
+    recorded = recorded_fingerprints(run_dir)
+    refuse_mismatch(run_dir, {key: value for key, value in preparation(cfg).items() if key in recorded})
 
 
 def make_sampler(cfg: DictConfig, supernet: Supernet, space: SearchSpace, data: Any, run_dir: Path) -> Sampler:
@@ -251,9 +275,7 @@ def make_search(
         return None
     settings = objective_settings(cfg)
     progress = cfg.trainer.enable_progress_bar
-    return SupernetSearch(
-        run_dir, maker, objectives, batches, lambda: with_adapters(cfg, untrained(cfg)), settings, progress
-    )
+    return SupernetSearch(run_dir, maker, objectives, batches, lambda: as_prepared(cfg, run_dir), settings, progress)
 
 
 def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from nas_llm.config import build, config_dir
+from nas_llm.run_directory import is_main_process, refuse_unmakable
 
 
 def built_trainer(cfg: DictConfig, **runtime: Any) -> Trainer:
@@ -25,6 +26,18 @@ def built_trainer(cfg: DictConfig, **runtime: Any) -> Trainer:
             return build(cfg.trainer, **runtime)
         except (ValueError, TypeError, ImportError) as error:
             raise MisconfigurationException(str(error)) from error
+
+
+def built_logger(cfg: DictConfig) -> Any:
+    """The logger of the configuration; False for `logger=none`, as the trainer wants it.
+
+    Raises:
+        ValueError: what it writes could not be written where it is to be.
+    """
+    folder = cfg.logger.get("save_dir")
+    if folder is not None and "://" not in str(folder) and is_main_process():
+        refuse_unmakable(folder, "logger.save_dir")
+    return build(cfg.logger) or False
 
 
 @contextmanager
