@@ -326,7 +326,7 @@ def _tell_refused(place: Path) -> None:
 
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of a sweep, also of one that the configuration itself describes."""
-    params = OmegaConf.select(_composed(text.not_sweeps(_composable(overrides))), "hydra.sweeper.params") or {}
+    params = OmegaConf.select(_composed(text.not_sweeps(_composable(list(overrides)))), "hydra.sweeper.params") or {}
     return text.jobs([*text.parse([f"{key}={value}" for key, value in params.items()]), *text.parse(overrides)])
 
 

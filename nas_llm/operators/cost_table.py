@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nas_llm.operator_network import Operator, OperatorNetwork, Sublayer, Teacher
-
-Place = tuple[int, Sublayer]
+from nas_llm.operator_network import Operator, OperatorNetwork, Teacher
+from nas_llm.operators import Place
 
 
 @dataclass(frozen=True)

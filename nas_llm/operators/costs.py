@@ -37,7 +37,8 @@ from nas_llm.operator_network import (
     Sublayer,
     Teacher,
 )
-from nas_llm.operators.cost_table import CostTable, Place
+from nas_llm.operators import Place
+from nas_llm.operators.cost_table import CostTable
 
 _HIDDEN = Axis("hidden")
 

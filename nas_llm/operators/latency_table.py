@@ -27,7 +27,8 @@ from nas_llm.operator_network import (
     Sublayer,
     Teacher,
 )
-from nas_llm.operators.cost_table import CostTable, Place
+from nas_llm.operators import Place
+from nas_llm.operators.cost_table import CostTable
 from nas_llm.run_directory import read_json, write_json
 
 Clock = Literal["wall", "process"]
@@ -100,6 +101,14 @@ class LatencyTable:
                 f"the network of operators has {len(network.blocks)} blocks, the table of latencies {len(self.teacher)}"
             )
         return self.fixed.of(clock) + sum(self._of(place, o).of(clock) for place, o in network.operators.items())
+
+    def covers(self, operators: Mapping[Place, Sequence[Operator]]) -> bool:
+        """Whether every operator of a pool was measured."""
+        try:
+            self.costs(operators)
+        except ValueError:
+            return False
+        return True
 
     def costs(self, operators: Mapping[Place, Sequence[Operator]], clock: Clock = "wall") -> CostTable:
         """As a table of costs over a pool, with the teacher in every place. Raises as :meth:`predicted_ms`."""

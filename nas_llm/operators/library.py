@@ -120,6 +120,10 @@ class Library:
             return {"local": 0.0, "steps": 0, "seconds": 0.0}
         return json.loads(self._said(place, operator)[_RECORD])
 
+    def made(self, place: Place, operator: Operator) -> str:
+        """What tells this operator's weights from others that were made in its place: their hash."""
+        return self._said(place, operator)[_HASH]
+
     def load(self, supernet: Supernet, place: Place, operator: Operator) -> nn.Module:
         """The operator as a module that shares nothing with the teacher, in its precision and on its device."""
         self.refuse_other_teacher(supernet)

@@ -30,8 +30,8 @@ class ProgrammeSearch:
     """``number`` networks for every budget, by the sum of their operators' ``score``.
 
     Args:
-        score: ``local`` (SquareHead of the sublayer's output), ``global_mse`` or ``loss_change`` (of the network's, with
-            that operator alone in place).
+        score: ``local`` (SquareHead of the sublayer's output), ``global_mse`` or ``loss_change`` (of the network's,
+            with that operator alone in place).
         overlap: largest part of its operators that a network shares with one found before.
         solver: ``milp`` (scipy's HiGHS) or ``cbc`` (PuLP).
         gap: relative; the first solution is at most so far from the optimum.

@@ -15,6 +15,7 @@ from nas_llm.operators import Place
 from nas_llm.operators.scores import Batch, SwapScore, swap_scores
 
 FILE = "scores.jsonl"
+Key = tuple[int, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,19 @@ class ScoreFile:
     measured_on: str
     made: Callable[[Place, Operator], str]
 
-    def known(self) -> dict[tuple[Place, Operator], SwapScore]:
-        """What has been measured already.
+    def known(self) -> dict[Key, SwapScore]:
+        """What has been measured already, by layer, sublayer, operator and its making.
 
         Raises:
             ValueError: a line is damaged.
         """
-        found = {}
+        found: dict[Key, SwapScore] = {}
         for line in read_lines(self.path):
             if line["data"] == self.measured_on:
                 found[line["layer"], line["sublayer"], line["operator"], line["made"]] = SwapScore(
                     line["global_mse"], line["loss_change"]
                 )
-        return found  # type: ignore[return-value]
+        return found
 
     def complete(
         self,
@@ -53,11 +54,12 @@ class ScoreFile:
         Raises:
             ValueError: as :func:`~nas_llm.operators.scores.swap_scores`.
         """
-        known, found = self.known(), {}
+        known = self.known()
+        found: dict[tuple[Place, Operator], SwapScore] = {}
         missing: dict[Place, list[Operator]] = {}
         for place, pool in operators.items():
             for operator in pool:
-                score = known.get(self._key(place, operator))  # type: ignore[call-overload]
+                score = known.get(self._key(place, operator))
                 if isinstance(operator, Teacher):
                     found[place, operator] = SwapScore(0.0, 0.0)
                 elif score is None:
@@ -75,5 +77,5 @@ class ScoreFile:
             progress(done, of)
         return found
 
-    def _key(self, place: Place, operator: Operator) -> tuple[int, str, str, str]:
+    def _key(self, place: Place, operator: Operator) -> Key:
         return (*place, operator.name, "" if isinstance(operator, Teacher) else self.made(place, operator))

@@ -3,7 +3,8 @@
 A walk goes wherever objective plus penalties is least among all exchanges of one operator; penalties are linear in what
 is used beyond a budget (weight per constraint) and in how many sublayers too many are shared with each earlier
 solution. Weights grow while their constraint is violated and shrink while it holds, so that a walk keeps crossing the
-border of what is feasible. A sublayer just changed rests for some steps. Weight of P walks: (P, n, S) numbers per step."""
+border of what is feasible. A sublayer just changed rests for some steps. Weight of P walks: (P, n, S) numbers per step.
+"""
 
 from __future__ import annotations
 

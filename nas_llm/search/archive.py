@@ -9,6 +9,7 @@ own, with the values known before beside the new ones; when read, its lines are 
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The search over a library of operators, behind `nas-llm distill`: scores, costs, programme, short training, exports.
+"""The search over a library of operators, behind `nas-llm distill`: scores, costs, programme, training, exports.
 
-Everything that takes long is kept in the run directory as it is measured: scores by operator, latencies by shape, losses
-by network; a new budget is solved from them in seconds.
+Everything that takes long is kept in the run directory as it is measured: scores by operator, latencies by shape,
+losses by network; a new budget is solved from them in seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +28,11 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import mean_token_loss
 from nas_llm.operator_network import Operator, OperatorNetwork
 from nas_llm.operators import Place
+from nas_llm.operators.budgets import limits
+from nas_llm.operators.cost_table import CostTable
+from nas_llm.operators.costs import OperatorCosts
+from nas_llm.operators.latency_measurement import LatencyMeasurement
+from nas_llm.operators.latency_table import LatencyTable
 from nas_llm.operators.library import Library
 from nas_llm.operators.programme_search import ProgrammeSearch, teacher_first
 from nas_llm.operators.score_file import FILE as SCORES_FILE
@@ -38,11 +44,9 @@ from nas_llm.reporting.operator_tables import networks_table
 from nas_llm.run_directory import write_text
 
 if TYPE_CHECKING:
-    from nas_llm.operators.cost_table import CostTable
     from nas_llm.operators.programme import Solution
 
 OPERATORS, SELECTION, NETWORKS = "operators", "selection", "networks"
-READS = ("budget", "select", "latency", "pool", "distillation")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def search_operators(
     library.refuse_other_teacher(supernet)
     operators = candidates(cfg, supernet, library)
     costs = cost_tables(cfg, run_dir, supernet, operators, {name for budget in budgets for name in budget})
-    limits = [limits_of(budget, costs, cfg.budget.of) for budget in budgets]  # refused before anything is measured
+    bounds = [limits(budget, costs, cfg.budget.of) for budget in budgets]  # refused before anything is measured
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     show = cfg.trainer.enable_progress_bar
     scores = measured_scores(library, supernet, operators, list(data.calibration_dataloader()), data.fingerprint, show)
@@ -92,7 +96,7 @@ def search_operators(
         for operator in pool
     }
     found: list[Found] = []
-    for budget, limit in zip(budgets, limits, strict=True):
+    for budget, limit in zip(budgets, bounds, strict=True):
         said = _said(budget)
         pairs, shortfall = search(operators, sums, costs, limit, layers, untrained_loss)
         if shortfall:
@@ -106,7 +110,7 @@ def search_operators(
                 batches=partial(training_batches, data, halving),
                 evaluate=partial(mean_token_loss, batches=batches),
                 folder=run_dir / SELECTION,
-                progress=lambda done, of, bar=bar: _advance(bar, done, of),
+                progress=partial(_advance, bar),
             )
         solutions = dict(pairs)
         of_budget = [Found(budget, each.network, solutions[each.network], each) for each in ranked]
@@ -133,8 +137,8 @@ def asked_budgets(cfg: DictConfig) -> list[dict[str, float]]:
     lengths = {len(values) for values in lists.values()}
     if len(lengths) > 1 or 0 in lengths:
         raise ValueError(
-            f"{', '.join(f'budget.{key}={values}' for key, values in lists.items())}: lists of budgets are gone through "
-            "together: give as many values to each, at least one"
+            f"{', '.join(f'budget.{key}={values}' for key, values in lists.items())}: lists of budgets are gone "
+            "through together: give as many values to each, at least one"
         )
     return [
         {key: float(lists[key][i] if key in lists else value) for key, value in given.items()}
@@ -154,9 +158,41 @@ def candidates(cfg: DictConfig, supernet: Supernet, library: Library) -> dict[Pl
     }
     if not any(left.values()):
         raise ValueError(
-            f"{library.path} has no operator of this pool: distil it first, nas-llm distill run_dir={library.path.parent}"
+            f"{library.path} has no operator of this pool: distil it first, nas-llm distill "
+            f"run_dir={library.path.parent}"
         )
     return teacher_first(left)
+
+
+def cost_tables(
+    cfg: DictConfig,
+    run_dir: Path,
+    supernet: Supernet,
+    operators: Mapping[Place, Sequence[Operator]],
+    wanted: set[str],
+) -> dict[str, CostTable]:
+    """What every operator costs; latencies where a budget asks for them, or where they have been measured.
+
+    Raises:
+        ValueError: a table of latencies that holds for something else.
+    """
+    measurement: LatencyMeasurement = build(cfg.latency)
+    sizes = {"batch_size": measurement.batch_size, "sequence_length": measurement.sequence_length}
+    tables = dict(OperatorCosts.of(supernet, operators, **sizes).tables)
+    name = f"latency-{measurement.phase}-{measurement.batch_size}x{measurement.sequence_length}.json"
+    file = Path(cfg.latency_table.path or run_dir / OPERATORS / name)
+    if cfg.latency_table.path is None and not file.exists() and "latency" not in wanted:
+        return tables
+    table = None
+    if cfg.latency_table.path is not None or file.exists():
+        conditions = measurement.conditions(supernet)
+        table = LatencyTable.load(file, conditions, force=cfg.latency_table.force, setting="latency_table")
+        table.refuse_other_teacher(supernet)
+    if table is None or (cfg.latency_table.path is None and not table.covers(operators)):
+        print(f"latencies on {measurement.conditions(supernet).device}:", end=" ", flush=True)
+        table = measurement(supernet, operators, np.random.default_rng(cfg.seed), print)
+        table.save(file)
+    return tables | {"latency": replace(table.costs(operators), name="latency")}
 
 
 def measured_scores(
@@ -170,9 +206,7 @@ def measured_scores(
     """Global scores of all operators; those that are not known yet are measured."""
     scores = ScoreFile(library.path / SCORES_FILE, measured_on, library.made)
     with tqdm(desc="score operators", unit="operator", disable=not show) as bar:
-        return scores.complete(
-            supernet, operators, partial(library.load, supernet), batches, lambda done, of: _advance(bar, done, of)
-        )
+        return scores.complete(supernet, operators, partial(library.load, supernet), batches, partial(_advance, bar))
 
 
 def training_batches(data: Any, halving: SuccessiveHalving, number: int) -> Iterator[Mapping[str, Tensor]]:

@@ -38,7 +38,14 @@ READS = (
     "trainer.accelerator",
     "trainer.limit_val_batches",
     "trainer.enable_progress_bar",
+    "pool",
+    "distillation",
+    "budget",
+    "select",
+    "latency",
+    "latency_table",
 )
+PROGRAMME = "nas_llm.operators.programme_search.ProgrammeSearch"
 SETTINGS = ("dtype", "attn_implementation", "trust_remote_code")  # of the model, besides where it lies
 
 
@@ -49,6 +56,9 @@ def main(cfg: DictConfig) -> None:
 
 
 def _main(cfg: DictConfig, run_dir: Path) -> None:
+    if searches_operators(cfg):
+        _search_operators(cfg, run_dir)
+        return
     supernet = load_supernet(run_dir, cfg)
     refuse_other_adapters(cfg, run_dir)
     space = recorded_space(run_dir, cfg, supernet)
@@ -68,6 +78,24 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     run(supernet, trained_steps(run_dir))
     print(front_table(run_dir))
     print(f"report: {write_report(run_dir)}")
+
+
+def searches_operators(cfg: DictConfig) -> bool:
+    """Whether the search is one over the operators of `nas-llm distill`."""
+    return str(cfg.search.get("_target_")) == PROGRAMME
+
+
+def _search_operators(cfg: DictConfig, run_dir: Path) -> None:
+    from nas_llm.stages.operator_search import OPERATORS, search_operators
+
+    if not (run_dir / OPERATORS).is_dir():
+        raise ValueError(
+            f"search=ilp: run_dir={run_dir} holds no operators; make them first: nas-llm distill run_dir=, or choose "
+            "search=nsga2 for a trained super-network"
+        )
+    supernet = load_supernet(run_dir, cfg)
+    tokenizer = load_tokenizer(run_dir / "supernet")
+    search_operators(cfg, run_dir, supernet, tokenizer, recorded_data(cfg, tokenizer, supernet, run_dir))
 
 
 def search_maker(
