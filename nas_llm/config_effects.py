@@ -25,6 +25,7 @@ def refuse_effects(cfg: DictConfig) -> None:
     if cfg.stage in ("train", "search"):
         _refuse_limit(cfg, "limit_val_batches", "measure the networks on")
     if cfg.stage == "train":
+        _refuse_programme(cfg)
         _refuse_limit(cfg, "limit_train_batches", "train on")
         _refuse_amounts(cfg)
         _refuse_intervals(cfg)
@@ -32,6 +33,14 @@ def refuse_effects(cfg: DictConfig) -> None:
         _refuse_teaching(cfg)
         _refuse_sparsity(cfg)
         _refuse_quantization(cfg)
+
+
+def _refuse_programme(cfg: DictConfig) -> None:
+    if str(cfg.search.get("_target_")).endswith(".ProgrammeSearch"):
+        raise ValueError(
+            "search=ilp searches over the operators of nas-llm distill, not over a super-network that is trained: run "
+            "nas-llm distill, or choose search=nsga2 or search=none"
+        )
 
 
 def _refuse_amounts(cfg: DictConfig) -> None:

@@ -20,6 +20,7 @@ from nas_llm.operators import Place
 from nas_llm.operators.cbc import Cbc
 from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.milp import Milp
+from nas_llm.operators.problem import relative_gap
 from nas_llm.operators.programme import Programme, Solution, solve
 
 Score = Literal["local", "global_mse", "loss_change"]
@@ -112,7 +113,28 @@ class ProgrammeSearch:
             return OperatorNetwork.of(chosen, num_layers)
 
         found = list(solutions)
+        if self.refine:
+            found = self._refined(programme, found, lambda choice: loss(network(choice)), rng)
         return [(network(solution.choice), solution) for solution in found], solutions.shortfall
+
+    def _refined(
+        self,
+        programme: Programme,
+        found: Sequence[Solution],
+        loss: Callable[[tuple[int, ...]], float],
+        rng: np.random.Generator,
+    ) -> list[Solution]:
+        """The best of the evolution, as many as were found; a gap is against the bound of the best sum of scores."""
+        evolution = Refinement(evaluations=self.refine)
+        best = evolution(programme, loss, [solution.choice for solution in found], rng=rng)[: len(found)]
+        known = {solution.choice: solution for solution in found}
+        refined = []
+        for each in best:
+            objective = programme.objective(each.choice)
+            gap = relative_gap(objective, found[0].bound)
+            new = Solution(each.choice, objective, found[0].bound, gap, "evolved", 0.0)
+            refined.append(known.get(each.choice, new))
+        return refined
 
 
 def teacher_first(operators: Mapping[Place, Sequence[Operator]]) -> dict[Place, tuple[Operator, ...]]:

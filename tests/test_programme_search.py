@@ -1,0 +1,105 @@
+"""Networks of operators within budgets: the programme's against every network there is."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from nas_llm.operator_network import Ffn, Heads, Identity, Linear, OperatorNetwork, Teacher
+from nas_llm.operators.budgets import limits
+from nas_llm.operators.cost_table import CostTable
+from nas_llm.operators.programme_search import ProgrammeSearch, teacher_first
+
+LAYERS = 2
+ATTENTION, MLP = (Identity(), Heads(1, 2, 8), Teacher(), Linear()), (Ffn(8), Identity(), Teacher())
+
+
+@pytest.fixture
+def tables():
+    rng = np.random.default_rng(0)
+    operators = teacher_first({(i, s): p for i in range(LAYERS) for s, p in (("attention", ATTENTION), ("mlp", MLP))})
+    scores = {(place, o): 0.0 if o == Teacher() else rng.random() for place, pool in operators.items() for o in pool}
+    costs = {
+        name: CostTable(
+            name,
+            "B",
+            {place: {o: 0.0 if o == Identity() else rng.random() for o in pool} for place, pool in operators.items()},
+            rest=0.1,
+            outside=2.0,
+        )
+        for name in ("memory", "latency")
+    }
+    return operators, scores, costs
+
+
+def everything(operators):
+    for choice in product(*operators.values()):
+        yield OperatorNetwork.of(dict(zip(operators, choice, strict=True)), LAYERS)
+
+
+@pytest.mark.parametrize("scope", ["body", "whole"])
+def test_the_first_network_is_the_best_of_all_within_the_budgets(tables, scope):
+    operators, scores, costs = tables
+    smallest = {
+        n: (getattr(t, scope)(OperatorNetwork.of({p: Identity() for p in operators}, LAYERS))) for n, t in costs.items()
+    }
+    teacher = {n: t.teacher if scope == "whole" else t.teacher_body for n, t in costs.items()}
+    budgets = {n: (smallest[n] + 0.5 * (teacher[n] - smallest[n])) / teacher[n] for n in costs}
+    bounds = limits(budgets, costs, scope)
+    found, shortfall = ProgrammeSearch(number=5, overlap=0.75, gap=0.0)(
+        operators, scores, costs, bounds, LAYERS, lambda network: 0.0
+    )
+
+    def fits(network):
+        return all(getattr(t, scope)(network) <= budgets[n] * teacher[n] + 1e-9 for n, t in costs.items())
+
+    def total(network):
+        return sum(scores[place, operator] for place, operator in network.operators.items())
+
+    best = min((n for n in everything(operators) if fits(n)), key=total)
+    assert found[0][0] == best
+    assert found[0][1].objective == pytest.approx(total(best))
+    assert len(found) == 5
+    assert not shortfall
+    assert all(fits(network) for network, _ in found)
+    assert all(a.overlap(b) <= 3 for i, (a, _) in enumerate(found) for b, _ in found[:i])
+
+
+def test_an_evolution_finds_what_sums_of_scores_hide(tables):
+    """A loss that is not the sum of scores: the best network within the budget has another operator in every place."""
+    operators, scores, costs = tables
+    bounds = limits({"memory": 0.7}, costs)
+    asked = []
+
+    def loss(network):
+        asked.append(network)
+        return -sum(isinstance(o, Identity | Linear | Ffn) for o in network.operators.values())
+
+    search = ProgrammeSearch(number=3, overlap=0.75, refine=60)
+    plain, _ = ProgrammeSearch(number=3, overlap=0.75)(operators, scores, costs, bounds, LAYERS, loss)
+    assert not asked
+    refined, _ = search(operators, scores, costs, bounds, LAYERS, loss)
+    assert min(map(loss, (n for n, _ in refined))) < min(map(loss, (n for n, _ in plain)))
+    assert len(refined) == 3
+    assert all(costs["memory"].body(n) <= 0.7 * costs["memory"].teacher_body + 1e-9 for n, _ in refined)
+    assert all(
+        solution.objective == pytest.approx(sum(scores[p, o] for p, o in n.operators.items()))
+        for n, solution in refined
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"score": "accuracy"}, "search.score"),
+        ({"number": 0}, "search.number"),
+        ({"overlap": 1.1}, "search.overlap"),
+        ({"solver": "gurobi"}, "search.solver"),
+        ({"refine": -1}, "search.refine"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, key):
+    with pytest.raises(ValueError, match=key):
+        ProgrammeSearch(**settings)
