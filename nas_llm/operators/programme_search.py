@@ -22,6 +22,7 @@ from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.milp import Milp
 from nas_llm.operators.problem import relative_gap
 from nas_llm.operators.programme import Programme, Solution, solve
+from nas_llm.operators.refinement import Refinement
 
 Score = Literal["local", "global_mse", "loss_change"]
 
