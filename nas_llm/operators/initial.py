@@ -44,7 +44,7 @@ from nas_llm.sparsity.sparsegpt import SparseGPT, inverse_factor, prune
 Take = Callable[[Tensor, Tensor, Tensor], None]
 """What a module read, what it wrote, both as it has them, and the mask (batch, sequence)."""
 Batches = Iterable[Mapping[str, Tensor]]
-DAMPING = 0.01
+DAMPING = 1e-3  # of least squares; SparseGPT and GPTQ have their own
 
 
 def is_trained(operator: Operator) -> bool:
