@@ -247,8 +247,8 @@ def _said(supernet: Supernet, reasons: dict[tuple[Sublayer, str, str], list[int]
     for (sublayer, name, why), layers in reasons.items():
         names.setdefault((sublayer, why, tuple(layers)), []).append(name)
     lines = []
-    for (sublayer, why, where), listed in names.items():
+    for (sublayer, reason, where), listed in names.items():
         everywhere = len(where) == supernet.largest().num_layers
-        layers = "" if everywhere else f" in layer {', '.join(map(str, where))}"
-        lines.append(f"{sublayer}: {', '.join(listed)} left out{layers}: {why}")
+        place = "" if everywhere else f" in layer {', '.join(map(str, where))}"
+        lines.append(f"{sublayer}: {', '.join(listed)} left out{place}: {reason}")
     return lines
