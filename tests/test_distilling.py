@@ -28,9 +28,10 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Ffn, Heads, Identity, Linear, Operator, Teacher
 from nas_llm.operators import Place
 from nas_llm.operators.distilling import Distilling, Job, Splits, distil, progress_of
+from nas_llm.operators.initial import is_trained
 from nas_llm.operators.library import Library
 from nas_llm.operators.local_losses import L1, SquareHead
-from nas_llm.operators.needs import Needs, is_trained
+from nas_llm.operators.needs import Needs
 from nas_llm.operators.processes import _work
 from nas_llm.operators.teacher_pass import teacher_pass
 
