@@ -151,7 +151,8 @@ def without_weights(
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
-        model = _empty(AutoModelForCausalLM._model_mapping[type(config)], config)  # type: ignore[arg-type]
+        model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+        model: Any = _empty(model_class, config)
     except (OSError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"model.path={path}: its config.json is not supported ({_one_line(error)})") from error
     return model.to(precision) if isinstance(precision, torch.dtype) else model.float()

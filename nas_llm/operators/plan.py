@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nas_llm.operator_network import Operator
+from nas_llm.operator_network import Operator, Sublayer
 from nas_llm.operators.distilling import Distilling
 from nas_llm.operators.groups import Group
 from nas_llm.operators.needs import Need, Needs
@@ -17,7 +17,7 @@ from nas_llm.operators.needs import Need, Needs
 def plan_of(groups: Sequence[Group], needs: Needs, settings: Distilling) -> str:
     """A row for every operator of a sublayer, summed over layers, and the totals."""
     members = [member for group in groups for member in group.members]
-    rows: dict[tuple[str, Operator], list[Need]] = {}
+    rows: dict[tuple[Sublayer, Operator], list[Need]] = {}
     for (_, sublayer), operator, need in members:
         rows.setdefault((sublayer, operator), []).append(need)
     width = max(len(operator.name) for _, operator in rows)
@@ -45,8 +45,8 @@ def _totals(groups: Sequence[Group], needs: Needs, settings: Distilling) -> list
     return [
         f"operators: {len(members)}, {trained} of them trained; {params / 1e9:.3f} billion parameters, at most "
         f"{params * itemsize / 2**30:.2f} GiB in {dtype} (quantised ones take less)",
-        f"memory: {len(groups)} group{'s' if len(groups) > 1 else ''}, the largest about {largest / 2**30:.2f} GiB in a process "
-        f"({limit}), {needs.teacher_bytes / 2**30:.2f} GiB of it the teacher",
+        f"memory: {len(groups)} group{'s' if len(groups) > 1 else ''}, the largest about {largest / 2**30:.2f} GiB in a "
+        f"process ({limit}), {needs.teacher_bytes / 2**30:.2f} GiB of it the teacher",
         f"tokens: {settings.steps} steps of {batch}{parts}: {tokens / 1e6:.3f} million, which each group goes through",
         f"work: {flops * tokens:.2e} FLOPs, {flops / 1e12:.4f} TFLOPs per token; the teacher's passes are "
         f"{100 * teacher / max(flops, 1):.1f} % of them",

@@ -138,7 +138,7 @@ def scores_table(library: Library) -> str:
 
 @dataclass(frozen=True)
 class FromTheFirst:
-    """The batches of a train loader that nobody has gone through, epoch after epoch, each time from the first one on."""
+    """The batches of a train loader that nobody has gone through, epoch after epoch, each time from the first."""
 
     loader: TrainLoader
 
