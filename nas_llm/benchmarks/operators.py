@@ -187,4 +187,5 @@ def main(threads: int, layers: int, batch_size: int, sequence_length: int, memor
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:5]), float(sys.argv[5]))
+    tokens = (int(sys.argv[3]), int(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *tokens, memory_gib=float(sys.argv[5]))

@@ -45,8 +45,8 @@ def _totals(groups: Sequence[Group], needs: Needs, settings: Distilling) -> list
     return [
         f"operators: {len(members)}, {trained} of them trained; {params / 1e9:.3f} billion parameters, at most "
         f"{params * itemsize / 2**30:.2f} GiB in {dtype} (quantised ones take less)",
-        f"memory: {len(groups)} group{'s' if len(groups) > 1 else ''}, the largest about {largest / 2**30:.2f} GiB in a "
-        f"process ({limit}), {needs.teacher_bytes / 2**30:.2f} GiB of it the teacher",
+        f"memory: {len(groups)} group{'s' if len(groups) > 1 else ''}, the largest about {largest / 2**30:.2f} GiB in "
+        f"a process ({limit}), {needs.teacher_bytes / 2**30:.2f} GiB of it the teacher",
         f"tokens: {settings.steps} steps of {batch}{parts}: {tokens / 1e6:.3f} million, which each group goes through",
         f"work: {flops * tokens:.2e} FLOPs, {flops / 1e12:.4f} TFLOPs per token; the teacher's passes are "
         f"{100 * teacher / max(flops, 1):.1f} % of them",
