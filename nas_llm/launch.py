@@ -27,6 +27,7 @@ from nas_llm.config_effects import refuse_effects
 from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, options, refuse_choices
 from nas_llm.reporting.sweep import runs_below
 from nas_llm.run_directory import (
+    OPERATORS,
     create,
     disk_error,
     forget_start,
@@ -40,6 +41,7 @@ from nas_llm.stage_reads import refuse_ignored, refuse_unread, unread
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
 TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
+RESUMING = ("distill",)  # stages that go on by themselves where run_dir holds what they began
 FILES_ONLY = ("report",)  # stages that read a run directory and need nothing heavy
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"  # what the other ranks of this job run, whatever their command line says
 REFUSED = ".refused"  # in the folder of a sweep: what its jobs have refused, a line each
@@ -231,10 +233,17 @@ def _with_config_dir(overrides: Sequence[str], folder: str | None, flags: list[s
 
 def _with_recorded(stage: str, overrides: list[str]) -> list[str]:
     """New overrides after those that the run was started with, where the stage continues a run."""
+    run_dir = text.value_of(overrides, "run_dir")
+    if (
+        stage in RESUMING
+        and run_dir is not None
+        and Path(run_dir, OPERATORS).is_dir()
+        and Path(run_dir, text.RECORD).exists()
+    ):
+        return text.merge(text.recorded(run_dir), overrides, [*groups(config_dir()), *inner_groups(config_dir())])
     resumed = text.value_of(overrides, "ckpt_path") if stage in TRAINING else None
     if stage not in CONTINUING and resumed is None:
         return overrides
-    run_dir = text.value_of(overrides, "run_dir")
     if run_dir is None:
         needed = f"{stage} ckpt_path={resumed}" if resumed else stage
         raise ValueError(f"nas-llm {needed} goes on with a run: name it with run_dir=DIR{_latest_run()}")

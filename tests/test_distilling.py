@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-import multiprocessing
-import os
-import signal
+import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from operator_fixtures import SPLITS, again, batches, distilled, grouped, pool, slices, teacher
+from operator_fixtures import (
+    SPLITS,
+    again,
+    batches,
+    distilled,
+    grouped,
+    killed_behind_the_first,
+    pool,
+    slices,
+    teacher,
+)
 
 from nas_llm.models.operator_assembly import swapped
 from nas_llm.models.operator_modules import build_sublayer, sublayer_of
@@ -19,9 +28,11 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Ffn, Heads, Identity, Linear, Operator, Teacher
 from nas_llm.operators import Place
 from nas_llm.operators.distilling import Distilling, Job, Splits, distil, progress_of
+from nas_llm.operators.initial import is_trained
 from nas_llm.operators.library import Library
 from nas_llm.operators.local_losses import L1, SquareHead
-from nas_llm.operators.needs import Needs, is_trained
+from nas_llm.operators.needs import Needs
+from nas_llm.operators.processes import _work
 from nas_llm.operators.teacher_pass import teacher_pass
 
 SETTINGS = Distilling(steps=3, lr=1e-2)
@@ -255,18 +266,16 @@ def test_two_processes_make_what_one_makes(tmp_path):
     assert "process 1: layer" in lines[0]
 
 
-def test_what_another_process_refuses_is_said_here(tmp_path):
-    supernet = teacher()
-    settings = replace(SETTINGS, processes=2, steps=9)
-    with pytest.raises(ValueError, match=r"^distill\.steps=9: the training data end"):
-        run(supernet, tmp_path / "two", settings=settings, reload=again)
-
-
-def killed(supernet: Supernet, operators, calibration):
-    """First weights of the first group; a kill, that no clean-up can follow, in place of those of the second."""
-    if (0, "attention") not in operators:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return slices(supernet, operators, calibration)
+def test_what_another_process_refuses_it_says():
+    supernet, said = teacher(), []
+    settings = replace(SETTINGS, steps=9)
+    with tempfile.TemporaryDirectory() as folder:
+        library = Library(folder)
+        library.begin(supernet, settings={}, pool={})
+        job = Job(library, SPLITS, settings, SquareHead(), slices)
+        _work(0, job, [grouped(supernet, {(0, "mlp"): [Ffn(40)]})], again, 1, SimpleNamespace(put=said.append))
+    assert said[-1][0] == "refused"
+    assert said[-1][1].startswith("distill.steps=9: the training data end")
 
 
 def limit_of(supernet: Supernet) -> float:
@@ -274,24 +283,23 @@ def limit_of(supernet: Supernet) -> float:
     return max(grouped(supernet, {place: found})[0].bytes for place, found in pool(supernet).items()) / 2**30
 
 
-def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
+def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path):
     supernet = teacher()
-    settings = replace(SETTINGS, memory_gib=limit_of(supernet))
-    process = multiprocessing.get_context("spawn").Process(target=_killed_run, args=(tmp_path / "killed", settings))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    library = Library(tmp_path / "killed")
-    made = {file: file.stat().st_mtime_ns for file in library.path.glob("*.safetensors")}
-    assert set(library.operators) == {(0, "attention")}
-    asked, lines = [], []
+    settings, asked, lines = replace(SETTINGS, memory_gib=limit_of(supernet)), [], []
 
     def initial(supernet, operators, calibration):
         asked.append(set(operators))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
         return slices(supernet, operators, calibration)
 
+    with pytest.raises(KeyboardInterrupt):
+        run(supernet, tmp_path / "stopped", settings=settings, initial=initial)
+    library = Library(tmp_path / "stopped")
+    made = {file: file.stat().st_mtime_ns for file in library.path.glob("*.safetensors")}
+    assert set(library.operators) == {(0, "attention")}
     run(supernet, library.path, settings=settings, initial=initial, say=lines.append)
-    assert asked == [{(0, "mlp")}, {(1, "attention")}, {(1, "mlp")}]
+    assert asked[2:] == [{(0, "mlp")}, {(1, "attention")}, {(1, "mlp")}]
     assert lines[0].startswith("4 of 16 operators are there; 12 in 3 groups")
     assert {file: file.stat().st_mtime_ns for file in made} == made
     assert_same(supernet, run(supernet, tmp_path / "whole"), library)
@@ -299,14 +307,12 @@ def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
     assert lines[1] == "16 of 16 operators are there: nothing to distil"
 
 
-def _killed_run(path, settings: Distilling) -> None:
-    run(again(), path, settings=settings, initial=killed)
-
-
-def test_a_killed_process_is_told_with_the_way_on(tmp_path):
-    settings = replace(SETTINGS, processes=2)
+def test_a_killed_process_is_told_and_the_run_goes_on(tmp_path):
+    supernet, path = teacher(), tmp_path / "run" / "operators"
+    settings = replace(SETTINGS, processes=2, memory_gib=limit_of(supernet))
     with pytest.raises(ValueError, match=r"a process of the distillation ended .*SIGKILL.*nas-llm distill run_dir="):
-        run(teacher(), tmp_path / "run" / "operators", settings=settings, initial=killed, reload=again)
+        run(supernet, path, settings=settings, initial=killed_behind_the_first, reload=again)
+    assert_same(supernet, run(supernet, tmp_path / "whole"), run(supernet, path, settings=SETTINGS))
 
 
 def test_a_damaged_operator_stops_the_run_before_it_begins(tmp_path):

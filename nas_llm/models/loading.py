@@ -127,6 +127,38 @@ def from_pretrained(
     return model
 
 
+def without_weights(
+    name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model that a ``config.json`` describes, on the meta device: its shapes, and no memory for its weights.
+
+    ``dtype`` None is float32.
+
+    Raises:
+        ValueError: as :func:`from_pretrained`; a model that this package has cut, which needs its weights.
+    """
+    path = resolve(name_or_path)
+    _refuse_missing(path, "model.path")
+    precision = _precision(dtype)
+    keys = _config_keys(path, "model.path")
+    if keys["model_type"] == MODEL_TYPE:
+        raise ValueError(f"model.path={path}: a cut model is described with its weights alone: name the stock one")
+    _refuse_family(path, keys["model_type"])
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if attn_implementation is not None:
+            config._attn_implementation = attn_implementation
+        model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+        model: Any = _empty(model_class, config)
+    except (OSError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"model.path={path}: its config.json is not supported ({_one_line(error)})") from error
+    return model.to(precision) if isinstance(precision, torch.dtype) else model.float()
+
+
 def load_tokenizer(
     name_or_path: str | Path, *, trust_remote_code: bool = False, setting: str = "model.path"
 ) -> PreTrainedTokenizerBase:

@@ -27,10 +27,11 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Operator, Teacher
 from nas_llm.operators import Place
 from nas_llm.operators.groups import Group, dealt, groups_of
+from nas_llm.operators.initial import is_trained
 from nas_llm.operators.library import Library
 from nas_llm.operators.local_losses import LocalLoss
 from nas_llm.operators.local_losses.tokens import counted
-from nas_llm.operators.needs import Needs, Operators, is_trained
+from nas_llm.operators.needs import Needs, Operators
 from nas_llm.operators.teacher_pass import Visit, teacher_pass
 from nas_llm.schedules import cosine
 

@@ -60,9 +60,9 @@ def groups_of(operators: Operators, needs: Needs, *, memory_gib: float | None, p
         if not isinstance(operator, Teacher)
     ]
     if limit is not None:
-        least = max((needs.group_bytes([need]) for _, _, need in members), default=0)
+        least = max((needs.group_bytes([member]) for member in members), default=0)
         if least > limit:
-            place, operator, _ = next(one for one in members if needs.group_bytes([one[2]]) == least)
+            place, operator, _ = next(one for one in members if needs.group_bytes([one]) == least)
             enough = -(-least * 100 // 2**30) / 100
             raise ValueError(
                 f"distill.memory_gib={memory_gib:g}: layer {place[0]}, {place[1]}: operator {operator.name} alone "
@@ -104,18 +104,14 @@ def _fitting(members: Members, needs: Needs, limit: float | None) -> list[Member
     found: list[Members] = [[]]
     for place in dict.fromkeys(place for place, _, _ in members):
         mine = [member for member in members if member[0] == place]
-        together = _bytes(mine, needs) <= limit
+        together = needs.group_bytes(mine) <= limit
         for part in [mine] if together else [[member] for member in mine]:
-            if found[-1] and _bytes(found[-1] + part, needs) > limit:
+            if found[-1] and needs.group_bytes(found[-1] + part) > limit:
                 found.append([])
             found[-1] += part
     return found
 
 
-def _bytes(members: Members, needs: Needs) -> int:
-    return needs.group_bytes([need for _, _, need in members])
-
-
 def _group(members: Members, needs: Needs) -> Group:
     last = max(layer for (layer, _), _, _ in members)
-    return Group(tuple(members), _bytes(members, needs), sum(needs.layer_macs[: last + 1]))
+    return Group(tuple(members), needs.group_bytes(members), sum(needs.layer_macs[: last + 1]))

@@ -21,8 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from nas_llm.models.operator_modules import build_sublayer, sublayer_of
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import BlockOperators, Identity, Linear, Operator, Quantized, Sparse, Teacher
+from nas_llm.operator_network import BlockOperators, Identity, Linear, Operator, Teacher
 from nas_llm.operators import Place
+from nas_llm.operators.initial import is_trained
 
 Operators = Mapping[Place, Sequence[Operator]]
 TRAINING_BYTES = 4
@@ -33,21 +34,22 @@ ADAM_BYTES = 8
 class Need:
     """Of one operator: parameters, multiply-accumulates of a token's forward pass, and bytes.
 
-    ``held_bytes`` are there as long as its group is in work, ``turn_bytes`` while it is its turn, ``start_bytes`` while
-    its first weights are made.
+    ``held_bytes`` are there as long as its group is in work, ``turn_bytes`` while it is its turn.
     """
 
     params: int
     macs: int
     held_bytes: int
     turn_bytes: int
-    start_bytes: int
     is_trained: bool
 
     @property
     def step_flops(self) -> int:
         """Of a token in a training step."""
         return 6 * self.macs if self.is_trained else 0
+
+
+Members = Sequence[tuple[Place, Operator, Need]]
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,19 @@ class Needs:
             macs=self._macs(place, operator, module),
             held_bytes=held + (gradient if self.accumulates else 0),
             turn_bytes=activations + (0 if self.accumulates else gradient),
-            start_bytes=params * self._itemsize + self._statistics(operator, module),
             is_trained=trained,
         )
 
-    def group_bytes(self, needs: Sequence[Need]) -> int:
+    def group_bytes(self, members: Members) -> int:
         """The most that a process holds while it works on a group, the teacher included, the interpreter not."""
-        held, turn = sum(need.held_bytes for need in needs), max(need.turn_bytes for need in needs)
-        return self.teacher_bytes + max(held + turn, sum(need.start_bytes for need in needs))
+        held = sum(need.held_bytes for _, _, need in members)
+        turn = max(need.turn_bytes for _, _, need in members)
+        by_place: dict[Place, list[Operator]] = {}
+        for place, operator, _ in members:
+            by_place.setdefault(place, []).append(operator)
+        start = sum(self._statistics(place, found) for place, found in by_place.items())
+        start += sum(need.params for _, _, need in members) * self._itemsize
+        return self.teacher_bytes + max(held + turn, start)
 
     # ---------------------------------------------------------------- inner
 
@@ -144,15 +151,18 @@ class Needs:
             per_token += 3 * heads * self.sequence_length
         return per_token * self.tokens
 
-    def _statistics(self, operator: Operator, module: nn.Module) -> int:
-        """Bytes of float32 matrices of the inputs' second moments: each, its working copy and its inverse factor."""
-        read = {part.weight.shape[0 if isinstance(part, Conv1D) else 1] for part in _projections(module)}
-        return 3 * 4 * sum(width**2 for width in read) if isinstance(operator, Linear | Sparse | Quantized) else 0
-
-
-def is_trained(operator: Operator) -> bool:
-    """Whether an operator is distilled: identity has no weights, sparse and quantised ones are calibrated."""
-    return not isinstance(operator, Teacher | Identity | Sparse | Quantized)
+    def _statistics(self, place: Place, operators: Sequence[Operator]) -> int:
+        """Bytes of what first weights are made from (operators/initial.py): second moments of the sublayer's reads and
+        of its last projection's, the least squares of linear, and two working copies."""
+        hidden = self.supernet.largest().hidden
+        widths = [
+            part.weight.shape[0 if isinstance(part, Conv1D) else 1]
+            for part in _projections(self._module(place, Teacher()))
+        ]
+        reads = 2 * hidden**2 if any(isinstance(o, Linear) for o in operators) else hidden**2
+        if all(isinstance(operator, Identity) for operator in operators):
+            return 0
+        return 4 * (reads + 3 * max(widths) ** 2)
 
 
 def _projections(module: nn.Module) -> list[Any]:
