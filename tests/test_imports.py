@@ -10,7 +10,7 @@ import pytest
 import nas_llm
 
 PACKAGE = Path(nas_llm.__file__).parent
-VALUES = {"architecture", "search_space", "parameter_bins"}
+VALUES = {"architecture", "operator_network", "search_space", "parameter_bins"}
 FILES = {"run_directory", "provenance"}
 MIDDLE = {
     "importance",
