@@ -48,6 +48,13 @@ def test_packed_integers_come_back(bits: int, count: int) -> None:
     assert torch.equal(unpack(packed, bits, count), values)
 
 
+def test_a_column_of_single_words_comes_back() -> None:
+    """Of few output channels: the zero points of a file, (words, groups), are read by their columns."""
+    values = torch.arange(10, dtype=torch.uint8).unflatten(0, (5, 2))
+    as_stored = pack(values, 4).T.contiguous()
+    assert torch.equal(unpack(as_stored.T, 4, 2), values)
+
+
 @pytest.mark.parametrize("bits", EVERY_BITS)
 def test_the_layout_is_that_of_compressed_tensors(bits: int) -> None:
     helpers = pytest.importorskip(

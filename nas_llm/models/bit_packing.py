@@ -35,7 +35,8 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Inverse of :func:`pack`: (rows, words) int32 to (rows, count) uint8."""
-    octets = packed.contiguous().view(torch.uint8)
+    # flat first: of a transposed row of one word torch says that it is contiguous, and keeps its stride
+    octets = packed.contiguous().flatten().view(torch.uint8).unflatten(0, (len(packed), -1))
     shifted = octets.unsqueeze(-1) >> _shifts(bits, packed.device)
     return shifted.bitwise_and_(2 ** stored_bits(bits) - 1).flatten(1)[:, :count]
 
