@@ -1,5 +1,8 @@
 """Settings that are each right by themselves, and that together leave nothing to do or cannot take effect."""
 
+import json
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from nas_llm.config import build
@@ -51,8 +54,9 @@ def _refuse_amounts(cfg: DictConfig) -> None:
         fraction = isinstance(value, float) and 0 < value <= 1
         if isinstance(value, int | float) and value < least and not fraction and (key, value) != ("max_epochs", -1):
             raise ValueError(f"trainer.{key}={value}: allowed is {least} or more, or trainer.{key}=null")
-    # a sparse or quantised network may be searched as it is
-    untrained = trainer.max_steps == 0 and not (cfg.sparsity or cfg.quantization)
+    # a sparse or quantised network, or one with adapters, may be searched as it is
+    made = cfg.sparsity or cfg.quantization or cfg.model.get("adapter_path") or _is_quantised(cfg.model.path)
+    untrained = trainer.max_steps == 0 and not made
     if trainer.max_steps is not None and (untrained or trainer.max_steps < -1):
         raise ValueError(
             f"trainer.max_steps={trainer.max_steps}: allowed is 1 or more optimizer steps, "
@@ -69,6 +73,14 @@ def _refuse_amounts(cfg: DictConfig) -> None:
                 f"trainer.{key}={trainer[key]} cannot take effect: an optimizer step is this package's own; "
                 f"set training.{key}={trainer[key]} instead"
             )
+
+
+def _is_quantised(path: str) -> bool:
+    """Whether the configuration of a directory says so, as far as one can be read there."""
+    try:
+        return "quantization_config" in json.loads((Path(path) / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _refuse_limit(cfg: DictConfig, key: str, what: str) -> None:

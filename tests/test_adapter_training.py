@@ -143,7 +143,7 @@ def test_a_run_with_adapters_is_searched_saved_and_exported(finished_lora, tmp_p
         else:
             assert "are merged into the weights: the logits differ" in card
             assert "Low-rank adapters (LoRA) of rank 4 and alpha 8" in card
-            assert "outside of the layers: lm_head 2 of 4" in card
+            assert "outside of the layers: lm_head 4." in card
             assert not (out / "adapter").exists()
         with torch.no_grad():
             assert torch.allclose(small.eval()(ids).logits, expected, atol=1e-5)
@@ -185,13 +185,12 @@ def test_adapters_given_with_the_model_are_merged_or_trained_on(base, finished_l
         assert torch.allclose(logits, expected, atol=1e-4)
         assert (tmp_path / name / "supernet" / "adapter").is_dir() == bool(peft)
     other = [*arguments(base, tmp_path / "beside", *named, *ranks), "ckpt_path=last"]
-    assert cli.run([*other, f"model.adapter_path={finished_lora / 'supernet' / 'adapter'}"]) == 2
-    assert "error: adapters=" in capsys.readouterr().err
+    assert cli.run([*other, f"model.adapter_path={tmp_path / 'beside' / 'supernet' / 'adapter'}"]) == 2
+    assert "error: model.adapter_path content=" in capsys.readouterr().err
     assert cli.run([*other, f"model.adapter_path={out}"]) == 2
-    assert (
-        f"it holds no adapter of peft (adapter_config.json and adapter_model.safetensors); {out / 'adapter'} does"
-        in (capsys.readouterr().err)
-    )
+    said = capsys.readouterr().err
+    assert "it holds no adapter of peft" in said
+    assert f"; {out / 'adapter'} does" in said
 
 
 def test_adapters_that_cannot_take_effect_are_refused(base, finished_lora, tmp_path, capsys):  # noqa: F811

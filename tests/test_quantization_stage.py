@@ -106,6 +106,11 @@ def test_a_quantised_network_is_searched_and_not_trained_or_quantised_again(base
     again = [a for a in arguments(base, tmp_path / "two", model, "search_space=depth_only") if "steps=4" not in a]
     assert cli.run(again) == 2
     assert "is quantised, so that its weights cannot be trained: add trainer.max_steps=0" in capsys.readouterr().err
+    as_it_is = [
+        a for a in command(base, tmp_path / "as-it-is", model, "importance=none") if not a.startswith("quantization.")
+    ]
+    assert cli.run(as_it_is) == 0
+    capsys.readouterr()
     assert cli.run(command(base, tmp_path / "two", model, "quantization=rtn")) == 2
     assert "is quantised already, to 4 bits" in capsys.readouterr().err
     sparse = command(base, tmp_path / "two", model, "sparsity=magnitude")

@@ -206,10 +206,10 @@ def identity(cfg: DictConfig, network: Mapping[str, Any], space: SearchSpace, da
 
 
 def preparation(cfg: DictConfig) -> dict[str, Any]:
-    """What is done to the network before it is trained; `adapters` are those that training begins with."""
+    """What is done to the network before it is trained, and with which adapters training begins."""
     given = given_adapter(cfg) if cfg.peft else None
     groups = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in PREPARES}
-    return {**groups, "adapters": None if given is None else given.fingerprint}
+    return {**groups, "model.adapter_path content": None if given is None else given.fingerprint}
 
 
 def refuse_other_preparation(cfg: DictConfig, run_dir: Path) -> None:
