@@ -29,7 +29,8 @@ from nas_llm.operators.plan import plan_of
 from nas_llm.operators.pool import Pool
 from nas_llm.run_directory import OPERATORS, refuse_mismatch, refuse_outputs
 from nas_llm.stages.data import prepared_data
-from nas_llm.stages.search import device, untrained
+from nas_llm.stages.operator_search import search_operators
+from nas_llm.stages.search import device, searches_operators, untrained
 
 READS = (
     "model",
@@ -40,6 +41,13 @@ READS = (
     "distill",
     "trainer.accelerator",
     "trainer.enable_progress_bar",
+    "trainer.limit_val_batches",
+    "search",
+    "distillation",
+    "budget",
+    "select",
+    "latency",
+    "latency_table",
 )
 
 
@@ -118,8 +126,11 @@ def _main(cfg: DictConfig, settings: Distilling, run_dir: Path) -> None:
         progress=cfg.trainer.enable_progress_bar,
     )
     print(scores_table(library))
-    command = shlex.join(["nas-llm", "distill", f"run_dir={run_dir}", "pool=full"])
-    print(f"Everything lies in {run_dir}; a larger pool goes on there: {command}")
+    if searches_operators(cfg):
+        search_operators(cfg, run_dir, supernet, tokenizer, data)
+        return
+    command = shlex.join(["nas-llm", "search", f"run_dir={run_dir}", "search=ilp", "budget.latency=0.6"])
+    print(f"Everything lies in {run_dir}; try next: {command}")
 
 
 def scores_table(library: Library) -> str:

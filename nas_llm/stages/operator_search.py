@@ -41,12 +41,12 @@ from nas_llm.operators.selection import Ranked, SuccessiveHalving
 from nas_llm.reporting.operator_files import COLUMNS, NETWORKS_FILE, OPERATORS_CSV
 from nas_llm.reporting.operator_plots import plot_operators
 from nas_llm.reporting.operator_tables import networks_table
-from nas_llm.run_directory import write_text
+from nas_llm.run_directory import OPERATORS, write_text
 
 if TYPE_CHECKING:
     from nas_llm.operators.programme import Solution
 
-OPERATORS, SELECTION, NETWORKS = "operators", "selection", "networks"
+SELECTION, NETWORKS = "selection", "networks"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from nas_llm.peft.lora import Lora
 from nas_llm.peft.saving import load_supernet as load_adapted
 from nas_llm.peft.saving import recorded_method
 from nas_llm.reporting import front_table, write_report
-from nas_llm.run_directory import read_json
+from nas_llm.run_directory import OPERATORS, read_json
 from nas_llm.search import Archive, Initial, Search
 from nas_llm.search.directory import ARCHIVE_FILE
 from nas_llm.search_space import SearchSpace
@@ -86,7 +86,7 @@ def searches_operators(cfg: DictConfig) -> bool:
 
 
 def _search_operators(cfg: DictConfig, run_dir: Path) -> None:
-    from nas_llm.stages.operator_search import OPERATORS, search_operators
+    from nas_llm.stages.operator_search import search_operators
 
     if not (run_dir / OPERATORS).is_dir():
         raise ValueError(
