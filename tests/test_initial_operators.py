@@ -75,7 +75,7 @@ def square_head(supernet: Supernet, place: Place, module: nn.Module, batches: li
 def test_all_operators_of_all_families_run_and_the_teacher_stays(family):
     supernet = build(family)
     before = {key: value.clone() for key, value in supernet.model.state_dict().items()}
-    operators = {place: found for place, found in pool("full")(supernet).items() if place[0] in (0, 2)}
+    operators = {place: found for place, found in pool("full")(supernet).items() if place[0] == 1}
     made = initial_modules(supernet, operators, iter(calibration()))
     assert hooks(supernet.model) == 0
     assert made.keys() == operators.keys()

@@ -146,10 +146,9 @@ def _check(sublayer: Sublayer, name: str) -> None:
                     f"a number of units has no point"
                 )
         return
-    if _QUANTIZED.fullmatch(name):
-        name = name.replace("-", "-g8-", 1)
+    grouped = name.replace("-", f"-g{SMALLEST_GROUP}-", 1) if _QUANTIZED.fullmatch(name) else name
     try:
-        operator = operator_of(name)
+        operator = operator_of(grouped)
     except ValueError as error:
         raise ValueError(
             f"pool.{sublayer}: {error}; a size with a point is a fraction of the teacher's, as heads-0.5x1.0x1.0 and "
