@@ -44,7 +44,7 @@ from nas_llm.sparsity.sparsegpt import SparseGPT, inverse_factor, prune
 Take = Callable[[Tensor, Tensor, Tensor], None]
 """What a module read, what it wrote, both as it has them, and the mask (batch, sequence)."""
 Batches = Iterable[Mapping[str, Tensor]]
-DAMPING = 0.01
+DAMPING = 1e-3  # of least squares; SparseGPT and GPTQ have their own
 
 
 def is_trained(operator: Operator) -> bool:
@@ -68,16 +68,17 @@ def initial_modules(
     Raises:
         ValueError: an operator does not fit, there is no batch, what the teacher computes is not finite.
     """
-    seen = {place: _Seen(supernet, place, wanted) for place, wanted in operators.items()}
+    wanted = {place: [one for one in listed if not isinstance(one, Teacher)] for place, listed in operators.items()}
+    seen = {place: _Seen(supernet, place, listed) for place, listed in wanted.items() if listed}
     _observe(supernet, seen, batches)
-    return {place: seen[place].modules(supernet) for place in operators}
+    return {place: seen[place].modules(supernet) if place in seen else {} for place in operators}
 
 
 class _Seen:
     """What the operators of one place need of the teacher's pass."""
 
     def __init__(self, supernet: Supernet, place: Place, operators: Sequence[Operator]) -> None:
-        self.place, self.operators = place, [o for o in operators if not isinstance(o, Teacher)]
+        self.place, self.operators = place, operators
         self.module = sublayer_of(supernet, *place)
         self.projections: SublayerProjections = sublayer_projections(supernet, *place)
         shape = supernet.largest().layers[place[0]]

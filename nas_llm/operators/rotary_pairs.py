@@ -9,8 +9,8 @@ of calibration sequences, a set S of pairs with factors a_hp on the queries leav
     sum over heads h of  Var(sum_p c_p - sum_{p in S} a_hp c_p),     a_h = M_h[S, S]^-1 (M_h 1)[S]
 
 S is built greedily, the pair first that leaves least (orthogonal matching pursuit), so that narrower heads keep the
-first pairs of wider ones. Without rotary embeddings the same holds for single channels. Norms of queries and keys count;
-where there are some, which heads or tokens share, queries follow the change of the logits' scale alone, a = 1.
+first pairs of wider ones. Without rotary embeddings the same holds for single channels. Norms of queries and keys
+count; where there are some, whose weights heads may share, queries follow the logits' scale alone: a = 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import BlockOperators, Heads
 from nas_llm.operators.attention_parts import norm_of, rows_of, written_by
 
-QUERIES = 32  # of a sequence, equally spaced, whose logits are looked at
+QUERIES = 8  # of a sequence, equally spaced, whose logits are looked at
 RIDGE = 1e-3
 
 
