@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import test_analysis
+import test_distill_stage
 from omegaconf import DictConfig, OmegaConf
 from test_train_stage import arguments, base  # noqa: F401  # a fixture
 
@@ -69,6 +70,7 @@ def reads(base, tmp_path_factory) -> dict[str, set[str]]:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SandwichBenchmark, "__call__", lambda self: [Figure("ratio", 1.0, 2.0, "")])
         found["bench"] = reads_of(["bench=sandwich", f"run_dir={folder / 'bench'}"], "bench")
+    found["distill"] = reads_of([*test_distill_stage.TINY, f"run_dir={folder / 'distilled'}"], "distill")
     found["pretrain"] = reads_of([*TINY_RECIPE, f"run_dir={folder / 'made'}"], "pretrain")
     return found
 
@@ -114,10 +116,10 @@ def refusal(stage: str, *overrides: str) -> str:
         ("train", "bench=sandwich", "does not read bench, only bench;"),
         ("train", "+mine=3", "does not read mine, no stage does;"),
         ("search", "sampler.k=3", "does not read sampler.k, only train;"),
-        ("search", "importance=none", "does not read importance, only train;"),
+        ("search", "importance=none", "does not read importance, only distill, train;"),
         ("search", "trainer.max_steps=3", "does not read trainer.max_steps, only train;"),
         ("search", "ckpt_path=last", "only pretrain, train;"),
-        ("evaluate", "model.path=x", "does not read model.path, only analyse, search, train;"),
+        ("evaluate", "model.path=x", "does not read model.path, only analyse, distill, search, train;"),
         ("export", "seed=3", "does not read seed"),
         ("report", "objectives=[loss]", "does not read objectives"),
         ("pretrain", "trainer.max_steps=3", "does not read trainer.max_steps, only train;"),

@@ -206,7 +206,7 @@ def described(groups: Sequence[Group], hands: Sequence[Sequence[Group]], needs: 
     there = f"{all_operators - missing} of {all_operators} operators are there"
     if not groups:
         return f"{there}: nothing to distil"
-    lines = [f"{there}; {missing} in {len(groups)} groups (with {needs.teacher_bytes / 2**30:.2f} GiB of the teacher):"]
+    lines = [f"{there}; {missing} in {len(groups)} group{'s' if len(groups) > 1 else ''} (with {needs.teacher_bytes / 2**30:.2f} GiB of the teacher):"]
     for number, hand in enumerate(hands):
         whose = f"process {number}: " if len(hands) > 1 else ""
         lines += [f"  {whose}{group.summary}" for group in hand]
@@ -221,6 +221,7 @@ def progress_of(groups: Sequence[Group], steps: int, *, shows: bool) -> Iterator
     total, done = sum(len(group.members) for group in groups), 0
     flops = steps * sum(group.step_flops for group in groups)
     with tqdm(
+        desc=f"operators: 0 of {total}",
         total=flops,
         disable=not (shows and groups),
         dynamic_ncols=True,
@@ -233,7 +234,6 @@ def progress_of(groups: Sequence[Group], steps: int, *, shows: bool) -> Iterator
             bar.set_description_str(f"operators: {done} of {total}", refresh=finished > 0)
             bar.update(made)
 
-        tell(0, 0)
         yield tell
 
 
