@@ -183,9 +183,9 @@ def _stacks(
 ) -> Iterator[_Stack]:
     groups: dict[tuple[str, ...], list[int]] = {}  # blocks of equal sublayers
     kinds: dict[str, list[int]] = {}  # of attention: each has masks and rotary angles of its own
-    for layer, key in enumerate(teacher_keys(supernet)):
-        groups.setdefault(tuple(key[sublayer] for sublayer in SUBLAYERS), []).append(layer)
-        kinds.setdefault(key["attention"].partition("@")[2], []).append(layer)
+    for layer, keys in enumerate(teacher_keys(supernet)):
+        groups.setdefault(tuple(keys[sublayer] for sublayer in SUBLAYERS), []).append(layer)
+        kinds.setdefault(keys["attention"].partition("@")[2], []).append(layer)
     if len(kinds) > 1:
         small, teacher = _teacher(supernet, sorted(layers[0] for layers in kinds.values()), device)
         yield _Stack(_emptied(teacher, small), 0, (), teacher)
