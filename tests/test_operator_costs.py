@@ -142,16 +142,17 @@ def test_costs_of_a_large_network_need_no_weights():
 
 
 @pytest.mark.parametrize(
-    ("place", "operator", "sizes", "message"),
+    ("place", "operator", "sizes", "message", "family"),
     [
-        ((0, "mlp"), Heads(1, 1, 8), TOKENS, "layer 0, mlp"),
-        ((0, "mlp"), Quantized(4, 7, "both"), TOKENS, "does not divide the width 48"),
-        ((0, "mlp"), Ffn(8), TOKENS | {"batch_size": 0}, "batch_size=0"),
+        ((0, "mlp"), Heads(1, 1, 8), TOKENS, "layer 0, mlp", "llama"),
+        ((0, "mlp"), Quantized(4, 7, "both"), TOKENS, "does not divide the width 48", "llama"),
+        ((0, "mlp"), Ffn(8), TOKENS | {"batch_size": 0}, "batch_size=0", "llama"),
+        ((1, "attention"), Quantized(4, 8, "in"), TOKENS, "layer 1, attention.*no dense linear layers", "gpt2"),
     ],
 )
-def test_misfits_are_refused(place, operator, sizes, message):
+def test_misfits_are_refused(place, operator, sizes, message, family):
     with pytest.raises(ValueError, match=message):
-        OperatorCosts.of(build("llama"), {place: [operator]}, **sizes)
+        OperatorCosts.of(build(family), {place: [operator]}, **sizes)
 
 
 def test_a_network_with_an_operator_of_no_pool_is_refused():

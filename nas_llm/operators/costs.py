@@ -140,10 +140,15 @@ class _Place:
             return dense
         packed = [(m.num_weights, m.weight_bytes) for m in self.modules if isinstance(m, QuantizedLinear)]
         if isinstance(operator, Quantized):
-            for module in self.modules:
-                if _is_concerned(module, operator.projections):
-                    out, width = (dimension.size(module.elastic_full) for dimension in module.elastic_layouts["weight"])
-                    packed.append((out * width, self._packed(operator, out, width)))
+            concerned = [module for module in self.modules if _is_concerned(module, operator.projections)]
+            if not concerned:
+                raise ValueError(
+                    f"layer {self.full.index}, {self.sublayer}: operator {operator.name}: there are no dense linear "
+                    "layers (nn.Linear) to quantise; choose a pool without quantised operators there"
+                )
+            for module in concerned:
+                out, width = (dimension.size(module.elastic_full) for dimension in module.elastic_layouts["weight"])
+                packed.append((out * width, self._packed(operator, out, width)))
         return dense - sum(weights * self.itemsize - held for weights, held in packed)
 
     def cached_channels(self, operator: Operator) -> int:
