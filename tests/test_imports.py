@@ -57,7 +57,7 @@ ALLOWED["importance"] |= {
 }  # the loss that it differentiates, and that a block's removal costs
 ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
-ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft"}
+ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft", "operators"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors"}
 ALLOWED["launch"] = FILES | {"stages", "stage_reads", "config", "config_effects", "config_errors"}
 ALLOWED["launch"] |= {"overrides", "reporting"}

@@ -5,7 +5,8 @@ With multipliers w = (lambda, mu) >= 0 on the budgets and on the overlaps, the p
     L(w) = sum_i min_o (a_io + sum_m lambda_m c_m,io + sum_j mu_j [z_i^j = o]) - lambda . limits - mu . overlap
 
 which is at most the optimum for every w. Subgradient steps of Polyak's length (target - L) / |g|^2, shrunk whenever
-they do not help, raise it; g is what the minimising choice uses beyond each constraint. (Held, Wolfe and Crowder 1974.)"""
+they do not help, raise it; g is what the minimising choice uses beyond each constraint. (Held, Wolfe and Crowder 1974.)
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def relax(problem: Problem, *, multipliers: np.ndarray, target: float, steps: in
     """The best bound of `steps` steps from `multipliers` (m + k,); `target` is a guess of the optimum."""
     n, operators = problem.scores.shape
     kinds = len(problem.limits)
-    uses = np.vstack([problem.costs.reshape(kinds, -1), problem.same])
+    uses = np.vstack([problem.costs.reshape(kinds, problem.scores.size), problem.same])
     of_operator = np.ascontiguousarray(uses.T)
     limits = np.concatenate([problem.limits, np.full(len(problem.earlier), float(problem.overlap))])
     start, scores = problem.sublayers * operators, problem.scores.ravel()

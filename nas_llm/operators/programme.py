@@ -2,7 +2,8 @@
 
     min sum_i a_i . z_i    with    sum_i c_m,i . z_i <= budget_m for every constraint m,
 
-z_i one-hot over the operators of sublayer i, and for the k-th solution sum_i z_i^k . z_i^j <= overlap * sublayers for all j < k.
+z_i one-hot over the operators of sublayer i, and for the k-th solution
+sum_i z_i^k . z_i^j <= overlap * sublayers for all j < k.
 """
 
 from __future__ import annotations
@@ -182,8 +183,8 @@ def solve(
     count = len(sequence.found)
     shortfall = {
         "complete": "",
-        "infeasible": f"{count} of {number} solutions: overlap={overlap} admits no more under these budgets (proven: no "
-        f"other choice shares at most {shared} of {sublayers} sublayers with each of them); a larger overlap may",
+        "infeasible": f"{count} of {number} solutions: overlap={overlap} admits no more under these budgets (proven: "
+        f"no other choice shares at most {shared} of {sublayers} sublayers with each of them); a larger overlap may",
         "time": f"{count} of {number} solutions: time_limit_s={time_limit_s:g} ran out, whether there are more is open",
     }[sequence.end]
     return Solutions(tuple(_solution(found, gap) for found in sequence.found), shortfall)
