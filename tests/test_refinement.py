@@ -17,30 +17,30 @@ def crowded(programme: Programme):
 
     def loss(choice):
         scores = [row[operator] for row, operator in zip(programme.scores, choice, strict=True)]
-        return sum(scores) + sum(3 * a * b for a, b in itertools.pairwise(scores))
+        return sum(scores) + sum(20 * a * b for a, b in itertools.pairwise(scores))
 
     return loss
 
 
 def refined(programme: Programme, evaluations: int, **settings) -> list[Evaluated]:
-    starts = [one.choice for one in solve(programme, number=8, rng=np.random.default_rng(0))]
+    starts = [one.choice for one in solve(programme, number=2, rng=np.random.default_rng(0))]
     loss = crowded(programme)
     return Refinement(evaluations, **settings)(programme, loss, starts, rng=np.random.default_rng(1))
 
 
 def test_it_beats_the_additive_solutions_under_the_same_budgets():
-    programme = instance(0, {"latency": 0.5, "kv_cache": 0.6}, ties=False, sublayers=16)
+    programme = instance(0, {"latency": 0.5, "kv_cache": 0.6}, ties=False, sublayers=12)
     loss, asked = crowded(programme), []
-    starts = [one.choice for one in solve(programme, number=8, rng=np.random.default_rng(0))]
+    starts = [one.choice for one in solve(programme, number=2, rng=np.random.default_rng(0))]
 
     def counted(choice):
         asked.append(choice)
         return loss(choice)
 
-    found = Refinement(400)(programme, counted, starts, rng=np.random.default_rng(1))
-    assert len(asked) == len(set(asked)) == len(found) == 400
+    found = Refinement(200)(programme, counted, starts, rng=np.random.default_rng(1))
+    assert len(asked) == len(set(asked)) == len(found) == 200
     assert asked[: len(starts)] == starts
-    assert found[0].loss < 0.97 * min(loss(start) for start in starts)
+    assert found[0].loss < 0.9 * min(loss(start) for start in starts)
     assert [one.loss for one in found] == sorted(one.loss for one in found)
     for one in found:
         assert one.loss == loss(one.choice)
