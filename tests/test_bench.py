@@ -9,6 +9,7 @@ from nas_llm import cli
 from nas_llm.benchmarks.adapters import AdaptersBenchmark
 from nas_llm.benchmarks.distillation import DistillationBenchmark
 from nas_llm.benchmarks.losses import Problem, plain, recomputed, recorded
+from nas_llm.benchmarks.programme import CASES, ProgrammeBenchmark, instance, measure
 from nas_llm.benchmarks.quantization import QuantizationBenchmark
 from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark, medians, table
 from nas_llm.benchmarks.sparsifying import WAYS
@@ -149,3 +150,24 @@ def test_the_arithmetic_of_masked_adapters_and_a_short_run():
     assert figure.limit == 1.8
     with pytest.raises(ValueError, match=r"bench\.rank=128: allowed is at most bench\.width=64"):
         AdaptersBenchmark(width=64, rank=128)
+
+
+def test_the_programme_benchmark_shows_gaps_and_seconds_of_every_case(monkeypatch):
+    made = instance(0, {"latency": 0.5}, ties=True, sublayers=8)
+    assert [len(row) for row in made.scores] == [15] * 8
+    assert [row[0] for row in made.scores] == [0.0] * 8
+    assert made.budgets["latency"] == pytest.approx(sum(row[0] for row in made.costs["latency"]) / 2)
+    measured = measure(made, 3, 60.0)
+    assert measured["number"] == 3
+    assert 0 <= measured["first"] <= 0.01
+    assert 0 <= measured["last"] <= measured["to_first"]
+    bench = ProgrammeBenchmark(seeds=3)
+    seconds = {0: 5.0, 1: 70.0, 2: 61.0}
+    monkeypatch.setattr(
+        bench.__class__, "_measure", lambda self, case, ties, seed: measured | {"seconds": seconds[seed]}
+    )
+    figures = bench(say=lambda line: None)
+    assert len(figures) == 4 * 2 * len(CASES)
+    assert [(f.value, f.holds) for f in figures if f.name == "latency 0.5, near ties: seconds"] == [(61.0, False)]
+    with pytest.raises(ValueError, match=r"bench\.number=0"):
+        ProgrammeBenchmark(number=0)

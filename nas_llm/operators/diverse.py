@@ -4,7 +4,8 @@ Small problems, and the first of any size, are solved exactly. With k earlier so
 constraints more, and branch and cut takes seconds to minutes for each; here its Lagrangian relaxation, warm from the
 solution before, gives a proven bound and choices that nearly satisfy the constraints. Tabu walks from these, among the
 operators of small reduced costs alone, and exchanges of pairs make them feasible and better, until one is within the
-gap of the bound or the rounds are over. Only where the walks find nothing is the exact solver asked again."""
+gap of the bound or the rounds are over. Only where the walks find nothing is the exact solver asked again.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ from nas_llm.operators.lagrangian import Relaxation, reduced_costs, relax
 from nas_llm.operators.problem import Minimum, Problem, Solver, relative_gap
 from nas_llm.operators.walk import walk
 
-EXACT_SIZE = 8000  # variables times constraints up to which the solver itself solves a problem
+EXACT_SIZE = 2000  # variables times constraints up to which the solver itself solves a problem
 WALKS, ROUNDS, STEPS = 16, 5, 50
 EXCHANGED = 6  # walks of a round whose best choices exchanges improve
 CHANGED = 6  # sublayers of a good choice that the next round's walks start with at random
 RELAXATION_STEPS = 1500
-WIDTH, MARGIN, FEWEST = 0.15, 0.03, 3  # of the operators that are kept: see `_core`
+WIDTH, MARGIN, FEWEST = 10.0, 0.03, 3  # of the operators that are kept: see `_core`
 BUDGET_PENALTY, OVERLAP_PENALTY = (
     0.1,
     0.05,
@@ -111,11 +112,17 @@ def _minimum(
     relaxation = relax(problem, multipliers=multipliers, target=target, steps=RELAXATION_STEPS)
     known = [one.bound for one in found[-1:]] + ([exact.bound] if exact is not None else [])
     bound = max([relaxation.bound, *known])
-    choice = _walked(problem, relaxation, bound, max([target, *(one.objective for one in found)]), gap, rng)
+    worst = max([target, *(one.objective for one in found)])
+    order, kept = _core(problem, relaxation, bound, worst)
+    choice = _walked(problem, relaxation, order, kept, bound, gap, rng)
+    if choice is None:
+        whole = np.argsort(reduced_costs(problem, relaxation.multipliers), axis=1, kind="stable")
+        allowed = np.take_along_axis(problem.allowed, whole, axis=1)
+        choice = _walked(problem, relaxation, whole, allowed, bound, gap, rng)
     choices = [one for one in (choice, None if exact is None else exact.choice) if one is not None]
     if choices:
         best = min(choices, key=problem.objective)
-        method = "walk" if best is choice else exact.method if exact is not None else ""
+        method = "walk" if exact is None or best is choice else exact.method
         return Minimum(best, bound, "feasible", method), relaxation.multipliers
     left = max(time_limit_s - (time.perf_counter() - start), 0.0)
     if exact is None and left > 0:
@@ -131,10 +138,15 @@ def _cheap(problem: Problem) -> float:
 
 
 def _walked(
-    problem: Problem, relaxation: Relaxation, bound: float, worst: float, gap: float, rng: np.random.Generator
+    problem: Problem,
+    relaxation: Relaxation,
+    order: np.ndarray,
+    kept: np.ndarray,
+    bound: float,
+    gap: float,
+    rng: np.random.Generator,
 ) -> np.ndarray | None:
-    """The best feasible choice that walks and exchanges find, or None."""
-    order, kept = _core(problem, relaxation, bound, worst)
+    """The best feasible choice that walks and exchanges find among the operators `kept` of `order` (n, S'), or None."""
     core = problem.narrowed(order, kept)
     exchange, kinds = Exchange(core), len(problem.limits)
     largest = relaxation.multipliers[kinds:].max(initial=0.0)
@@ -163,13 +175,13 @@ def _core(problem: Problem, relaxation: Relaxation, bound: float, worst: float) 
     """Operators by reduced cost (n, S'), and which of them are kept (n, S').
 
     An operator whose reduced cost exceeds what separates objective and bound is in no better solution. As the sum over
-    all sublayers has to stay below that, a share `WIDTH` of it is kept for each, and the `FEWEST` best in any case.
+    n sublayers has to stay below that, up to `WIDTH` / n of it is kept for each, and the `FEWEST` best in any case.
     """
     reduced = reduced_costs(problem, relaxation.multipliers)
     room = worst - bound + MARGIN * max(abs(bound), problem.spread)
     order = np.argsort(reduced, axis=1, kind="stable")
     ordered = np.take_along_axis(reduced, order, axis=1)
-    kept = (ordered <= WIDTH * room) | (np.arange(order.shape[1]) < FEWEST)
+    kept = (ordered <= min(1.0, WIDTH / len(order)) * room) | (np.arange(order.shape[1]) < FEWEST)
     kept &= np.isfinite(ordered)
     width = int(kept.sum(axis=1).max())
     return order[:, :width], kept[:, :width]

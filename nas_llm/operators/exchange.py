@@ -2,7 +2,8 @@
 
 A feasible choice at the border of its budget is rarely improved by one exchange; by two (one sublayer pays for another)
 it often is. Every step takes the pair that lowers the objective most and keeps all constraints. The N operators of a
-problem give at most N^2 pairs per step, so that problems are narrowed first."""
+problem give at most N^2 pairs per step, so that problems are narrowed first.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class Exchange:
         self.position = np.full(problem.scores.size, -1)
         self.position[self.present] = np.arange(len(self.present))
         self.scores = problem.scores.ravel()[self.present]
-        self.costs = problem.costs.reshape(len(problem.limits), -1)[:, self.present]
+        self.costs = problem.costs.reshape(len(problem.limits), problem.scores.size)[:, self.present]
         self.same = problem.same[:, self.present].astype(np.int8)
 
     def __call__(self, choice: np.ndarray) -> np.ndarray:

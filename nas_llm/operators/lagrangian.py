@@ -35,7 +35,7 @@ def relax(problem: Problem, *, multipliers: np.ndarray, target: float, steps: in
     """The best bound of `steps` steps from `multipliers` (m + k,); `target` is a guess of the optimum."""
     n, operators = problem.scores.shape
     kinds = len(problem.limits)
-    uses = np.vstack([problem.costs.reshape(kinds, -1), problem.same])
+    uses = np.vstack([problem.costs.reshape(kinds, problem.scores.size), problem.same])
     of_operator = np.ascontiguousarray(uses.T)
     limits = np.concatenate([problem.limits, np.full(len(problem.earlier), float(problem.overlap))])
     start, scores = problem.sublayers * operators, problem.scores.ravel()

@@ -2,7 +2,8 @@
 
 The n * S binary variables are flattened row by row; absent operators are left out. HiGHS works on one thread here, and
 keeps constraints to 1e-6 only: where an answer oversteps a limit by more than rounding, it is sought again under a
-limit that is tighter by twice that."""
+limit that is tighter by twice that.
+"""
 
 from __future__ import annotations
 

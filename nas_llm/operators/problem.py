@@ -3,7 +3,8 @@
     min sum_i a_i . z_i    subject to    sum_i c_m,i . z_i <= limit_m,    sum_i z_i . z_i^j <= overlap,    z_i one-hot.
 
 n sublayers, up to S operators each, m constraints, k earlier solutions. A choice is the vector of the n operators'
-indices."""
+indices.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     min sum_i a_i . z_i    with    sum_i c_m,i . z_i <= budget_m for every constraint m,
 
-z_i one-hot over the operators of sublayer i, and for the k-th solution sum_i z_i^k . z_i^j <= overlap * sublayers for
-all j < k.
+z_i one-hot over the operators of sublayer i, and for the k-th solution
+sum_i z_i^k . z_i^j <= overlap * sublayers for all j < k.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A walk goes wherever objective plus penalties is least among all exchanges of one operator; penalties are linear in what
 is used beyond a budget (weight per constraint) and in how many sublayers too many are shared with each earlier
 solution. Weights grow while their constraint is violated and shrink while it holds, so that a walk keeps crossing the
-border of what is feasible. A sublayer just changed rests for some steps. Weight of P walks: (P, n, S) numbers per step.
+border of what is feasible. A sublayer just changed rests for some steps. A step of P
+walks computes arrays of (P, n, S).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from nas_llm.operators.problem import TOLERANCE, Problem
 
 GROW, DECAY = 1.1, 0.95
-REST = (3, 10)  # steps, from the first up to but not with the second
+RESTS = 10  # steps at most that a sublayer stays as it is after a change; a third of the sublayers rest at most
 
 
 def walk(
@@ -45,6 +46,8 @@ def walk(
     objective = scores[problem.sublayers, at].sum(axis=1)
     weights = np.tile(budget_weights, (walks, 1))
     overlap_weights = np.full(walks, overlap_weight)
+    longest = max(2, min(RESTS, n // 3))
+    shortest = max(1, longest // 3)
     rests = np.zeros((walks, n), dtype=np.int64)
     best, found = np.full(walks, np.inf), at.copy()
     for step in range(steps):
@@ -71,7 +74,7 @@ def walk(
         used += (problem.costs[:, sublayer, new] - problem.costs[:, sublayer, old]).T
         shared += of_operator[sublayer * operators + new] - of_operator[sublayer * operators + old]
         at[every, sublayer] = new
-        rests[every, sublayer] = step + 1 + rng.integers(*REST, walks)
+        rests[every, sublayer] = step + 1 + rng.integers(shortest, longest, walks)
         weights *= np.where(over, GROW, DECAY)
         overlap_weights *= np.where(crowded, GROW, DECAY)
     return best, found
