@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "operator_network": {"architecture"},
     "axis_choices": {"architecture"},
     "search_space": {"architecture", "axis_choices"},
+    "operator_network": {"architecture"},
     "parameter_bins": {"architecture", "search_space"},
     "run_directory": set(),
     "provenance": {"run_directory"},
