@@ -173,7 +173,9 @@ def as_additions(overrides: Sequence[str], groups: Iterable[str]) -> list[str]:
         return plain and "." in override.key_or_group and not override.is_hydra_override()
 
     return [
-        f"++{override.input_line}" if inside(override) and override.key_or_group not in known else override.input_line
+        f"++{override.input_line}"
+        if inside(override) and override.key_or_group not in known
+        else str(override.input_line)
         for override in parse(overrides)
     ]
 
