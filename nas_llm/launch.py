@@ -339,18 +339,18 @@ def _jobs(overrides: Sequence[str]) -> list[list[str]]:
     return text.jobs([*text.parse([f"{key}={value}" for key, value in params.items()]), *text.parse(overrides)])
 
 
-def _composable(overrides: list[str]) -> list[str]:
+def _composable(overrides: Sequence[str]) -> list[str]:
     """Overrides of a sweep that compose without its choices, as Hydra does once: settings that only a swept option
     has are added there. Whether they exist is seen where the jobs are checked.
     """
     known = [*groups(config_dir()), *inner_groups(config_dir())]
     if not set(text.swept(overrides)) & set(known):
-        return overrides
+        return list(overrides)
     try:
         _composed(text.not_sweeps(overrides))
     except CONFIG_ERRORS:
         return text.as_additions(overrides, known)
-    return overrides
+    return list(overrides)
 
 
 def _run_hydra(arguments: list[str]) -> None:

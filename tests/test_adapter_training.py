@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,7 +153,8 @@ def test_a_run_with_adapters_is_searched_saved_and_exported(finished_lora, tmp_p
 
 
 def test_a_run_with_adapters_is_searched_again_and_evaluated(finished_lora, capsys):
-    assert cli.run(["search", f"run_dir={finished_lora}", "search=random", "search.evaluations=6"]) == 0
+    other = ["search=random", "search.evaluations=6", "seed=3", "data.seed=0"]  # that of the adapters says nothing now
+    assert cli.run(["search", f"run_dir={finished_lora}", *other]) == 0
     assert cli.run(["evaluate", f"run_dir={finished_lora}", "architecture=smallest"]) == 0
 
 
@@ -261,3 +265,26 @@ def test_a_stopped_pipeline_resumes_on_the_base_that_it_made(base, name, tmp_pat
     one, other = (load_file(tmp_path / folder / file) for folder in ("whole", "parts"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name_], other[name_]) for name_ in one)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapters_of_one(base, tmp_path):  # noqa: F811
+    given = ["sparsity=wanda", "peft=sparse_peft", "peft.r=4", "peft.lora_dropout=0", "search_space.ranks=[2,4]"]
+    given += ["search.evaluations=6", "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    assert cli.run(arguments(base, tmp_path / "one", *given)) == 0
+    command = arguments(base, tmp_path / "two", *given, "trainer=ddp", "trainer.devices=2")
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "nas_llm", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    file = Path("supernet") / "adapter" / "adapter_model.safetensors"
+    one, two = (load_file(tmp_path / folder / file) for folder in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)

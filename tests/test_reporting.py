@@ -346,8 +346,8 @@ def test_the_recipe_says_what_became_of_the_weights_and_that_adapters_alone_were
     write_text(tmp_path / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
     assert RunFiles(tmp_path).untrained == "the sparse and quantised, untrained network"
     *_, sparse, quantised, adapters, trained = recipe(RunFiles(tmp_path))
-    assert sparse == "Its weights were made sparse by Wanda: 50.0 % of them are zero."
-    assert quantised == "Its weights were quantised to 4 bits by GPTQ."
+    assert sparse == "Its linear layers were made sparse by Wanda: 50.0 % of the weights are zero."
+    assert quantised == "Its linear layers were quantised to 4 bits by GPTQ."
     assert adapters.startswith("Low-rank adapters (QA-SparsePEFT) of rank 8 and alpha 16 were put beside its weights")
     assert trained.startswith("The adapters alone were trained as a super-network with")
     OmegaConf.update(config, "trainer.max_steps", 0)

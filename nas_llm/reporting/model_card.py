@@ -133,11 +133,11 @@ def _prepared(run: RunFiles) -> list[str]:
     steps = []
     if sparsity := run.strategy("sparsity"):
         pattern, share = run.setting("sparsity.pattern"), run.setting("sparsity.sparsity")
-        amount = f"{pattern} of them stay" if pattern else f"{numbers.percent(share)} of them are zero"
-        steps.append(f"Its weights were made sparse by {METHODS.get(sparsity, sparsity)}: {amount}.")
+        amount = f"{pattern} of the weights stay" if pattern else f"{numbers.percent(share)} of the weights are zero"
+        steps.append(f"Its linear layers were made sparse by {METHODS.get(sparsity, sparsity)}: {amount}.")
     if quantization := run.strategy("quantization"):
         bits = run.setting("quantization.bits")
-        steps.append(f"Its weights were quantised to {bits} bits by {METHODS.get(quantization, quantization)}.")
+        steps.append(f"Its linear layers were quantised to {bits} bits by {METHODS.get(quantization, quantization)}.")
     if peft := run.strategy("peft"):
         rank, alpha = run.setting("peft.r"), run.setting("peft.lora_alpha")
         kind = ADAPTERS.get(peft, peft) + (", DoRA" if run.setting("peft.use_dora") else "")

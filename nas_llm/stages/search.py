@@ -145,26 +145,27 @@ def device(cfg: DictConfig) -> str:
 
 
 def refuse_other_adapters(cfg: DictConfig, run_dir: Path) -> None:
-    """Refuses a search with adapters that the super-network does not have.
+    """Refuses a search with adapters that the super-network does not have; the seed that they began with says nothing.
 
     Raises:
         ValueError: the first setting that differs.
     """
     folder = run_dir / "supernet" / ADAPTER
-    made = recorded_method(folder) if folder.is_dir() else None
-    asked: Lora | None = build(cfg.peft)
-    if type(made) is not type(asked):
-        had, given = (OPTIONS[type(lora)] if lora else "none" for lora in (made, asked))
-        key, before, now = "peft", had, given
-    elif made is None or asked is None or made == asked:
-        return
-    else:
-        key = next(field.name for field in fields(made) if getattr(made, field.name) != getattr(asked, field.name))
-        key, before, now = f"peft.{key}", getattr(made, key), getattr(asked, key)
-    raise ValueError(
-        f"{key}={now} cannot take effect: {run_dir} was trained with {key}={before}; leave it out, or train with it in "
-        "another run_dir="
-    )
+    made = _settings(recorded_method(folder) if folder.is_dir() else None)
+    asked = _settings(build(cfg.peft))
+    for key in {**asked, **made}:
+        if asked.get(key) != made.get(key):
+            raise ValueError(
+                f"{key}={asked.get(key)} cannot take effect: {run_dir} was trained with {key}={made.get(key)}; leave "
+                "it out, or train with it in another run_dir="
+            )
+
+
+def _settings(lora: Lora | None) -> dict[str, Any]:
+    if lora is None:
+        return {"peft": "none"}
+    named = {f"peft.{field.name}": getattr(lora, field.name) for field in fields(lora) if field.name != "seed"}
+    return {"peft": OPTIONS[type(lora)], **named}
 
 
 def recorded_space(run_dir: Path, cfg: DictConfig, supernet: Supernet) -> SearchSpace:
