@@ -28,7 +28,6 @@ ALLOWED: dict[str, set[str]] = {
     "operator_network": {"architecture"},
     "axis_choices": {"architecture"},
     "search_space": {"architecture", "axis_choices"},
-    "operator_network": {"architecture"},
     "parameter_bins": {"architecture", "search_space"},
     "run_directory": set(),
     "provenance": {"run_directory"},
@@ -54,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["evaluation"] |= {"data"}  # questions from files, and the tokens that training gives a prompt
 ALLOWED["operators"] |= {"sparsity", "quantization"}  # of single layers, as operators
-ALLOWED["operators"] |= {"importance"}  # what modules read on calibration data
+ALLOWED["operators"] |= {"schedules", "importance"}  # what modules read on calibration data
 ALLOWED["objectives"] |= {"evaluation", "data", "peft", "sparsity"}  # measured with adapters merged; zeros
 ALLOWED["importance"] |= {
     "objectives",
