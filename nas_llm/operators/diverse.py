@@ -3,8 +3,8 @@
 Small problems, and the first of any size, are solved exactly. With k earlier solutions a large problem has k dense
 constraints more, and branch and cut takes seconds to minutes for each; here its Lagrangian relaxation, from the linear
 one's multipliers, gives a proven bound and choices that nearly satisfy the constraints. Tabu walks from these, among
-the operators of small reduced costs alone, and exchanges of pairs make them feasible and better, until one is within the
-gap of the bound or the rounds are over. Only where the walks find nothing is the exact solver asked again.
+the operators of small reduced costs alone, and exchanges of pairs make them feasible and better, until one is within
+the gap of the bound or the rounds are over. Only where the walks find nothing is the exact solver asked again.
 """
 
 from __future__ import annotations
