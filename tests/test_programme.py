@@ -290,7 +290,7 @@ def test_cbc_finds_what_brute_force_finds(seed):
 
 def test_cbc_without_pulp_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pulp", None)
-    with pytest.raises(ValueError, match="pip install pulp"):
+    with pytest.raises(ValueError, match="pip install 'pulp<4'"):
         solve(random_programme(0), number=1, rng=rng(), solver=Cbc())
     with pytest.raises(ValueError, match=r"solver\.threads=0"):
         Cbc(threads=0)

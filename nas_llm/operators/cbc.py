@@ -74,7 +74,9 @@ def _pulp() -> pulp:  # type: ignore[valid-type]
     try:
         import pulp
     except ImportError as error:
-        raise ValueError("solver=cbc needs PuLP, which is not installed: pip install pulp, or solver=milp") from error
+        raise ValueError(
+            "solver=cbc needs PuLP, which is not installed: pip install 'pulp<4', or solver=milp"
+        ) from error
     if not pulp.PULP_CBC_CMD(msg=False).available():
         raise ValueError("solver=cbc: this PuLP came without CBC: pip install pulp[cbc], or solver=milp")
     return pulp

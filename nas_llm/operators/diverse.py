@@ -1,10 +1,10 @@
 """K diverse solutions of UNAST's integer programme, one after the other (equations 3 and 4).
 
 Small problems, and the first of any size, are solved exactly. With k earlier solutions a large problem has k dense
-constraints more, and branch and cut takes seconds to minutes for each; here its Lagrangian relaxation, warm from the
-solution before, gives a proven bound and choices that nearly satisfy the constraints. Tabu walks from these, among the
-operators of small reduced costs alone, and exchanges of pairs make them feasible and better, until one is within the
-gap of the bound or the rounds are over. Only where the walks find nothing is the exact solver asked again.
+constraints more, and branch and cut takes seconds to minutes for each; here its Lagrangian relaxation, from the linear
+one's multipliers, gives a proven bound and choices that nearly satisfy the constraints. Tabu walks from these, among
+the operators of small reduced costs alone, and exchanges of pairs make them feasible and better, until one is within
+the gap of the bound or the rounds are over. Only where the walks find nothing is the exact solver asked again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nas_llm.operators import linear
 from nas_llm.operators.exchange import Exchange
 from nas_llm.operators.lagrangian import Relaxation, reduced_costs, relax
 from nas_llm.operators.problem import Minimum, Problem, Solver, relative_gap
@@ -24,7 +25,7 @@ EXACT_SIZE = 2000  # variables times constraints up to which the solver itself s
 WALKS, ROUNDS, STEPS = 16, 5, 50
 EXCHANGED = 6  # walks of a round whose best choices exchanges improve
 CHANGED = 6  # sublayers of a good choice that the next round's walks start with at random
-RELAXATION_STEPS = 1500
+RELAXATION_STEPS = 200
 WIDTH, MARGIN, FEWEST = 10.0, 0.03, 3  # of the operators that are kept: see `_core`
 BUDGET_PENALTY, OVERLAP_PENALTY = (
     0.1,
@@ -70,23 +71,20 @@ def diverse(
     """
     start = time.perf_counter()
     found: list[Found] = []
-    multipliers = np.zeros(len(problem.limits))
     while len(found) < number:
         begun = time.perf_counter()
         left = time_limit_s - (begun - start)
         if left <= 0:
             return Sequence(tuple(found), "time")
         current = problem.after([one.choice for one in found])
-        minimum, multipliers = _minimum(current, found, multipliers, solver, gap, left, rng)
+        minimum = _minimum(current, found, solver, gap, left, rng)
         if minimum.choice is None:
             return Sequence(tuple(found), "infeasible" if minimum.status == "infeasible" else "time")
-        bound = max(
-            [minimum.bound, *(one.bound for one in found[-1:])]
-        )  # every problem's constraints are the next one's too
+        before = [one.bound for one in found[-1:]]  # of a problem with fewer constraints: a bound of this one too
+        bound = max([minimum.bound, *before])
         objective, seconds = current.objective(minimum.choice), time.perf_counter() - begun
         assert current.is_feasible(minimum.choice)
         found.append(Found(minimum.choice, objective, min(bound, objective), minimum.method, seconds))
-        multipliers = np.append(multipliers, 0.0)
         if tell is not None:
             tell(len(found))
     return Sequence(tuple(found), "complete")
@@ -95,20 +93,22 @@ def diverse(
 def _minimum(
     problem: Problem,
     found: list[Found],
-    multipliers: np.ndarray,
     solver: Solver,
     gap: float,
     time_limit_s: float,
     rng: np.random.Generator,
-) -> tuple[Minimum, np.ndarray]:
-    """The next solution, and the multipliers (m + k,) to start the one after from."""
+) -> Minimum:
+    """The next solution."""
     start = time.perf_counter()
     exact = None
     if not found or problem.size <= EXACT_SIZE:
         exact = solver(problem, gap=gap, time_limit_s=time_limit_s)
         if exact.status in ("optimal", "infeasible"):
-            return exact, multipliers
+            return exact
     target = found[-1].objective if found else _cheap(problem)
+    multipliers = linear.multipliers(problem, time_limit_s=time_limit_s)
+    if multipliers is None:
+        multipliers = np.zeros(len(problem.limits) + len(problem.earlier))
     relaxation = relax(problem, multipliers=multipliers, target=target, steps=RELAXATION_STEPS)
     known = [one.bound for one in found[-1:]] + ([exact.bound] if exact is not None else [])
     bound = max([relaxation.bound, *known])
@@ -123,12 +123,12 @@ def _minimum(
     if choices:
         best = min(choices, key=problem.objective)
         method = "walk" if exact is None or best is choice else exact.method
-        return Minimum(best, bound, "feasible", method), relaxation.multipliers
+        return Minimum(best, bound, "feasible", method)
     left = max(time_limit_s - (time.perf_counter() - start), 0.0)
     if exact is None and left > 0:
         exact = solver(problem, gap=gap, time_limit_s=left)
-        return replace(exact, bound=max(bound, exact.bound)), relaxation.multipliers
-    return Minimum(None, bound, "unknown", "walk"), relaxation.multipliers
+        return replace(exact, bound=max(bound, exact.bound))
+    return Minimum(None, bound, "unknown", "walk")
 
 
 def _cheap(problem: Problem) -> float:
