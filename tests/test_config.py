@@ -25,6 +25,8 @@ PARTNERS = {  # what an option cannot do without
 }
 
 
+OF_OPERATORS = ("search=ilp", "experiment=unast_quickstart")
+
 INNER_GROUPS = inner_groups(config_dir())
 INNER = [(group, option) for group in INNER_GROUPS for option in options(config_dir(), group)]
 
@@ -47,7 +49,8 @@ def refusal(overrides: Sequence[str]) -> str:
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}={option}" for group, option in OPTIONS])
 def test_every_option_composes_and_checks(group: str, option: str) -> None:
     choice = f"{group}=[{option}]" if group == "objectives" else f"{group}={option}"
-    cfg = checked([choice, *required(group, option), *PARTNERS.get(choice, []), "stage=train"])
+    stage = "distill" if choice in OF_OPERATORS else "train"
+    cfg = checked([choice, *required(group, option), *PARTNERS.get(choice, []), f"stage={stage}"])
     assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 

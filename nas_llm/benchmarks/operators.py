@@ -116,13 +116,15 @@ class OperatorsBenchmark:
         )
 
     def memory(self, threads: int) -> list[Figure]:
-        """Of processes with a limit that one group fits, and half of what it needs above the teacher."""
+        """Of processes with a limit that the whole pool fits, and one that the largest sublayer fits."""
         supernet = Supernet(llama(self.layers))
         needs = Needs(supernet, self.batch_size, self.sequence_length)
-        (whole,) = groups_of(POOL(supernet), needs, memory_gib=None)
+        pool = POOL(supernet)
+        (whole,) = groups_of(pool, needs, memory_gib=None)
+        one = max(groups_of({place: found}, needs, memory_gib=None)[0].bytes for place, found in pool.items())
         figures = []
-        for share in (1.0, 0.5):
-            limit = (needs.teacher_bytes + share * (whole.bytes - needs.teacher_bytes)) / 2**30
+        for fitting in (whole.bytes, one):
+            limit = (fitting // 2**20 + 1) / 2**10
             measured = self._measure(threads, limit)
             used = measured["peak_mib"] - measured["before_mib"]
             figures.append(
