@@ -53,12 +53,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["evaluation"] |= {"data"}  # questions from files, and the tokens that training gives a prompt
 ALLOWED["operators"] |= {"sparsity", "quantization"}  # of single layers, as operators
-<<<<<<< HEAD
 ALLOWED["operators"] |= {"schedules", "importance"}  # what modules read on calibration data
-=======
-ALLOWED["operators"] |= {"schedules"}  # the learning rate of distillation
-ALLOWED["operators"] |= {"importance"}  # what modules read on calibration data
->>>>>>> u-distill
 ALLOWED["objectives"] |= {"evaluation", "data", "peft", "sparsity"}  # measured with adapters merged; zeros
 ALLOWED["importance"] |= {
     "objectives",

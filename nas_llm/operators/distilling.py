@@ -206,14 +206,8 @@ def described(groups: Sequence[Group], hands: Sequence[Sequence[Group]], needs: 
     there = f"{all_operators - missing} of {all_operators} operators are there"
     if not groups:
         return f"{there}: nothing to distil"
-<<<<<<< HEAD
     plural, held = "s" if len(groups) > 1 else "", needs.teacher_bytes / 2**30
     lines = [f"{there}; {missing} in {len(groups)} group{plural} (with {held:.2f} GiB of the teacher):"]
-=======
-    lines = [
-        f"{there}; {missing} in {len(groups)} group{'s' if len(groups) > 1 else ''} (with {needs.teacher_bytes / 2**30:.2f} GiB of the teacher):"
-    ]
->>>>>>> u-distill
     for number, hand in enumerate(hands):
         whose = f"process {number}: " if len(hands) > 1 else ""
         lines += [f"  {whose}{group.summary}" for group in hand]
