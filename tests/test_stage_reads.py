@@ -20,6 +20,7 @@ from nas_llm.run_directory import write_text
 from nas_llm.stage_reads import OF_EVERY_STAGE, Reads, declared, refuse_unread, unread
 
 STAGES = declared()
+OF_OPERATORS = ["search=ilp", "budget.latency=0.8", "latency.rounds=1", "search.number=2", "select.steps=1"]
 TINY_RECIPE = ["experiment=microworld_llama", "pretrain.vocab_size=400", "pretrain.items_per_set=1", "logger=none"]
 TINY_RECIPE += ["pretrain.model.hidden_size=48", "pretrain.model.intermediate_size=32", "pretrain.model.head_dim=4"]
 TINY_RECIPE += ["pretrain.model.num_hidden_layers=2", "pretrain.batch_tokens=176", "trainer.max_time=00:00:00:01"]
@@ -70,7 +71,9 @@ def reads(base, tmp_path_factory) -> dict[str, set[str]]:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SandwichBenchmark, "__call__", lambda self: [Figure("ratio", 1.0, 2.0, "")])
         found["bench"] = reads_of(["bench=sandwich", f"run_dir={folder / 'bench'}"], "bench")
-    found["distill"] = reads_of([*test_distill_stage.TINY, f"run_dir={folder / 'distilled'}"], "distill")
+    distilled = [*test_distill_stage.TINY, f"run_dir={folder / 'distilled'}", *OF_OPERATORS]
+    found["distill"] = reads_of(distilled, "distill")
+    found["search"] |= reads_of(distilled, "search")
     found["pretrain"] = reads_of([*TINY_RECIPE, f"run_dir={folder / 'made'}"], "pretrain")
     return found
 

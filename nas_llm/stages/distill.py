@@ -30,7 +30,7 @@ from nas_llm.operators.pool import Pool
 from nas_llm.run_directory import OPERATORS, refuse_mismatch, refuse_outputs
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.operator_search import search_operators
-from nas_llm.stages.search import device, searches_operators, untrained
+from nas_llm.stages.search import device, loading, searches_operators, untrained
 
 READS = (
     "model",
@@ -63,8 +63,7 @@ def main(cfg: DictConfig) -> None:
 
 def planned(cfg: DictConfig, settings: Distilling) -> str:
     """What the configuration would take, of the shapes in the model's ``config.json``."""
-    loading = {key: value for key, value in cfg.model.items() if key not in ("path", "tokenizer_path")}
-    supernet = Supernet(without_weights(cfg.model.path, **loading))
+    supernet = Supernet(without_weights(cfg.model.path, **loading(cfg)))
     pool: Pool = build(cfg.pool)
     needs = needs_of(cfg, supernet, settings)
     groups = groups_of(pool(supernet), needs, memory_gib=settings.memory_gib, processes=settings.processes)

@@ -190,7 +190,7 @@ def cost_tables(
         table.refuse_other_teacher(supernet)
     if table is None or (cfg.latency_table.path is None and not table.covers(operators)):
         print(f"latencies on {measurement.conditions(supernet).device}:", end=" ", flush=True)
-        table = measurement(supernet, operators, np.random.default_rng(cfg.seed), print)
+        table = measurement(supernet, operators, np.random.default_rng(cfg.search.seed), print)
         table.save(file)
     return tables | {"latency": replace(table.costs(operators), name="latency")}
 

@@ -1,0 +1,137 @@
+"""`nas-llm search search=ilp` on what `nas-llm distill` left: budgets, exports that load, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_distill_stage import TINY
+
+from nas_llm import cli
+from nas_llm.models.loading import from_pretrained
+from nas_llm.models.supernet import Supernet
+from nas_llm.reporting.operator_files import read_networks
+from nas_llm.run_directory import read_json, write_json
+
+SEARCH = ["search=ilp", "search.number=3", "select.steps=2", "select.rounds=1", "latency.rounds=2"]
+
+
+def nas(*arguments: str) -> int:
+    return cli.run(list(arguments))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("operators") / "run"
+    assert nas("distill", *TINY, f"run_dir={folder}", *SEARCH, "budget.params=[0.6,0.9]") == 0
+    return folder
+
+
+@pytest.fixture
+def copied(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_every_budget_has_a_network_that_keeps_it_and_was_trained(run):
+    rows = read_networks(run)
+    winners = [row for row in rows if row.winner]
+    assert [row.budget for row in winners] == [{"params": 0.6}, {"params": 0.9}]
+    teacher = Supernet.from_pretrained(run / "supernet")
+    whole = teacher.num_parameters(teacher.largest())
+    outside = whole - sum(p.numel() for block in teacher.blocks for p in block.parameters())
+    for row in winners:
+        small = from_pretrained(run / row.path)
+        body = sum(p.numel() for p in small.parameters()) - outside
+        dense = not any("int4" in block.mlp.name for block in row.network.blocks)
+        if dense:
+            assert body <= row.budget["params"] * (whole - outside)
+        assert len(row.losses) == 2
+    assert all(row.costs["params"] <= row.budget["params"] + 1e-9 for row in rows if row.budget)
+    teachers = [row for row in rows if not row.budget]
+    assert len(teachers) == 1
+    assert all(row.losses[0] >= teachers[0].losses[0] - 0.05 for row in rows)
+    with (run / "operators.csv").open() as file:
+        assert {row["operator"] for row in csv.DictReader(file)} >= {"teacher", "identity", "linear"}
+    assert {p.name for p in run.glob("*.png")} >= {"operators.png", "scores.png", "budgets.png", "structures.png"}
+
+
+def test_the_export_holds_the_trained_weights_and_generates_in_a_fresh_process(run):
+    row = next(row for row in read_networks(run) if row.winner)
+    program = (
+        "import sys, torch, nas_llm\n"
+        "model = nas_llm.from_pretrained(sys.argv[1]); ids = torch.arange(3, 11)[None]\n"
+        "a = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)\n"
+        "b = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0, use_cache=False)\n"
+        "assert torch.equal(a, b); print(a.tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(run / row.path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    small = from_pretrained(run / row.path)
+    tokens = small.generate(torch.arange(3, 11)[None], max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert json.loads(done.stdout.splitlines()[-1]) == tokens.tolist()
+
+
+def test_another_budget_is_solved_from_what_is_known(copied, capsys):
+    scores = (copied / "operators" / "scores.jsonl").read_text()
+    assert nas("search", f"run_dir={copied}", "budget.params=0.75", "select.steps=0") == 0
+    assert (copied / "operators" / "scores.jsonl").read_text() == scores
+    budgets = [row.budget["params"] for row in read_networks(copied) if row.winner]
+    assert budgets == [0.6, 0.9, 0.75]
+    assert "params 0.75" in capsys.readouterr().out
+
+
+def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys):
+    given = [f"run_dir={copied}", "budget.params=null", "budget.latency=0.7", "select.steps=0", "search.number=1"]
+    assert nas("search", *given) == 0
+    (file,) = (copied / "operators").glob("latency-*.json")
+    before = file.read_text()
+    assert nas("search", *given) == 0
+    assert file.read_text() == before
+    table = read_json(file)
+    table["conditions"]["device"] = "another"
+    write_json(file, table)
+    assert nas("search", *given) == 2
+    assert "another" in capsys.readouterr().err
+    assert nas("search", *given, "latency_table.force=true") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["budget.params=0.01", "budget.of=whole"], "the smallest has"),
+        (["budget.params=null"], "there is no budget"),
+        (["budget.params=[0.5,0.6]", "budget.macs=[0.5,0.6,0.7]"], "as many values"),
+        (["budget.of=half"], "budget.of=half"),
+        (["budget.params=-1"], "budget.params=-1"),
+        (["search.score=accuracy"], "search.score"),
+        (["pool=skip_only", "pool.attention=[teacher]", "pool.mlp=[ffn-0.25]"], "no operator of this pool"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(copied, capsys, given, says):
+    before = (copied / "networks.jsonl").read_text()
+    assert nas("search", f"run_dir={copied}", *given) == 2
+    line = capsys.readouterr().err.strip()
+    assert says in line
+    assert len(line.splitlines()) == 1
+    assert (copied / "networks.jsonl").read_text() == before
+
+
+def test_a_library_of_another_teacher_is_refused(copied, capsys):
+    manifest = copied / "operators" / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"teacher": "0123456789abcdef"})
+    assert nas("search", f"run_dir={copied}", "budget.params=0.7") == 2
+    assert "another teacher" in capsys.readouterr().err
+
+
+def test_a_run_without_operators_and_training_refuse_the_programme(tmp_path, capsys):
+    (tmp_path / "supernet").mkdir()
+    assert nas("search", f"run_dir={tmp_path}", "search=ilp", "budget.params=0.5") == 2
+    assert "nas-llm distill" in capsys.readouterr().err
+    assert nas("train", f"run_dir={tmp_path / 'other'}", "search=ilp") == 2
+    assert "search=ilp" in capsys.readouterr().err
