@@ -129,9 +129,9 @@ def test_a_library_of_another_teacher_is_refused(copied, capsys):
     assert "another teacher" in capsys.readouterr().err
 
 
-def test_a_run_without_operators_and_training_refuse_the_programme(tmp_path, capsys):
-    (tmp_path / "supernet").mkdir()
-    assert nas("search", f"run_dir={tmp_path}", "search=ilp", "budget.params=0.5") == 2
+def test_a_run_without_operators_and_training_refuse_the_programme(copied, tmp_path, capsys):
+    shutil.rmtree(copied / "operators")
+    assert nas("search", f"run_dir={copied}") == 2
     assert "nas-llm distill" in capsys.readouterr().err
     assert nas("train", f"run_dir={tmp_path / 'other'}", "search=ilp") == 2
     assert "search=ilp" in capsys.readouterr().err
