@@ -66,7 +66,9 @@ def test_the_commands_run_on_a_real_model(shared_data, tmp_path, monkeypatch):
     small = ["data.sequence_length=128", "data.max_records=60", "data.batch_size=4", "data.cache_dir=cache"]
     small += ["data.calibration_size=4", "search_space.steps=3", "search.population=6", "trainer.accelerator=cpu"]
     ran = []
-    for command in [command for command in COMMANDS if command[0] == "nas-llm"]:
+    for command in [
+        command for command in COMMANDS if command[0] == "nas-llm" and "runs/operators" not in str(command)
+    ]:
         given = command[3:] if command[1] == "analyse" else command[2:]
         overrides = [f"{key}={real[key]}" if (key := item.partition("=")[0]) in real else item for item in given]
         if command[1] in ("train", "analyse"):
@@ -79,3 +81,28 @@ def test_the_commands_run_on_a_real_model(shared_data, tmp_path, monkeypatch):
     assert ran == ["train", "search", "evaluate", "export", "report", "analyse"]
     assert (tmp_path / "half" / "config.json").is_file()
     assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+
+
+@pytest.mark.real
+def test_the_commands_of_operators_run_on_a_real_model(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, text = (
+        shared_data / "models" / "stories260K",
+        shared_data / "text" / "tinystories" / "tinystories_niklas6_200k.txt",
+    )
+    small = ["data.sequence_length=64", "data.batch_size=4", "data.cache_dir=cache", "data.max_records=100"]
+    small += ["data.calibration_size=8", "data.validation_size=8", "data.test_size=8", "trainer.accelerator=cpu"]
+    few = {
+        "distill": [*small, "pool.attention=[identity,linear]", "pool.mlp=[identity,ffn-0.5]", "distill.steps=2"],
+        "search": ["search.number=2", "select.steps=1", "latency.rounds=2", "latency.sequence_length=64"],
+        "train": [*small, "trainer.max_steps=2"],
+    }
+    ran = []
+    for command in [command for command in COMMANDS if "runs/operators" in str(command)]:
+        given = [item.replace("path-or-hub-name", str(model)).replace("corpus.txt", str(text)) for item in command[2:]]
+        if command[1] == "train":
+            (network,) = (tmp_path / "runs" / "operators" / "networks").iterdir()
+            given = [item.replace("/ID", f"/{network.name}") for item in given]
+        assert cli.run([command[1], *given, *few[command[1]]]) == 0, command
+        ran.append(command[1])
+    assert ran == ["distill", "search", "train"]
