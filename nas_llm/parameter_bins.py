@@ -47,7 +47,7 @@ class ParameterBins:
         ``key`` is the setting that ``bins`` comes from, ``otherwise`` the choice that needs no bins; errors name them.
 
         Raises:
-            ValueError: ``bins`` < 1, or all networks of the space have the same number of parameters.
+            ValueError: ``bins`` < 1, or more than there are counts from the smallest to the largest network.
         """
         if bins < 1:
             raise ValueError(f"{key}={bins}: allowed is 1 or more, for instance 22")
@@ -56,6 +56,11 @@ class ParameterBins:
             raise ValueError(
                 f"{key}={bins}: every sub-network of the search space has {low:,} parameters, which is no range to "
                 f"divide; widen search_space, or take {otherwise}"
+            )
+        if bins > high - low:
+            raise ValueError(
+                f"{key}={bins}: the search space has sub-networks of {low:,} to {high:,} parameters, which are fewer "
+                f"counts than bins; set {key}=22, or a few times as many"
             )
         return cls(tuple(np.linspace(low, high, bins + 1).tolist()))
 

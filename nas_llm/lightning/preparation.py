@@ -52,14 +52,20 @@ def sort_by_importance(
     if recorded:
         scores = read_scores_of(supernet, run_dir / IMPORTANCE_FILE, setting=f"run_dir={run_dir}")
     else:
-        scores = importance(supernet, WhenAsked(batches))
-        if supernet.operators is not None:
-            scores = {key: score for key, score in scores.items() if key == "layers"}
+        scores = scores_to_sort_by(supernet, importance, batches)
     if not scores:
         return
     if not recorded and is_main_process():
         write_scores(scores, run_dir, method=repr(importance), supernet=supernet)
     supernet.sort(scores)
+
+
+def scores_to_sort_by(
+    supernet: Supernet, importance: Importance, batches: Callable[[], Batches]
+) -> Mapping[str, Tensor]:
+    """The scores of ``importance`` that ``supernet`` can be sorted by: of a network of operators, those of its layers."""
+    scores = importance(supernet, WhenAsked(batches))
+    return scores if supernet.operators is None else {key: score for key, score in scores.items() if key == "layers"}
 
 
 def sparsify(
