@@ -105,15 +105,16 @@ class SamplingAnalysis:
             for name, sizes in params.items()
         ]
         title = (
-            f"parameters of the networks that {self.steps} optimizer steps sample (without the ends of the sandwich), and "
-            "the share in each quarter"
+            f"parameters of the networks that {self.steps} optimizer steps sample, the sandwich's ends apart, and the "
+            "share in each quarter"
         )
         return f"{title}\n{aligned(head, body)}"
 
     def _metrics(self, params: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        name = "parameters of sampled networks, median"
         return [
-            {"name": "parameters of sampled networks, median", "value": float(np.median(sizes)), "unit": "1", "variant": name}
-            for name, sizes in params.items()
+            {"name": name, "value": float(np.median(sizes)), "unit": "1", "variant": sampler}
+            for sampler, sizes in params.items()
         ]
 
 

@@ -63,7 +63,7 @@ def sort_by_importance(
 def scores_to_sort_by(
     supernet: Supernet, importance: Importance, batches: Callable[[], Batches]
 ) -> Mapping[str, Tensor]:
-    """The scores of ``importance`` that ``supernet`` can be sorted by: of a network of operators, those of its layers."""
+    """The scores that ``supernet`` can be sorted by: of a network of operators, those of its layers alone."""
     scores = importance(supernet, WhenAsked(batches))
     return scores if supernet.operators is None else {key: score for key, score in scores.items() if key == "layers"}
 

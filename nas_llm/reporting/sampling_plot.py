@@ -19,7 +19,8 @@ COLUMNS = ("sampler", "step", "kind", "id", "params")
 SAMPLED, LARGEST, SMALLEST = "sampled", "largest", "smallest"  # the kinds: drawn, or an end of the sandwich
 BINS = 22
 PANEL = (4.2, 2.4)  # inches
-TALL, HEADROOM = 0.3, 1.25  # a bar of a larger share is cut, and the share written beside it: it would flatten all others
+TALL, HEADROOM = 0.3, 1.25  # bars of a larger share, which would flatten the others, are cut: the share is written
+PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind words
 BLUE, ORANGE, BLACK = "#0072B2", "#D55E00", "#1a1a1a"
 
 
@@ -49,18 +50,20 @@ def plot_sampling(path: str | Path, *, smallest: int, largest: int) -> Path:
             axes.bar(edges[:-1], share, width, align="edge", color=BLUE, edgecolor="white", linewidth=0.5)
             for place in np.flatnonzero(share > top):
                 at = (edges[place], 0.88 * top)
-                axes.annotate(f"{share[place]:.0%} ", at, ha="right", va="center", fontsize=8, color=BLUE)
+                axes.annotate(f"{share[place]:.0%}", at, ha="right", va="center", fontsize=8, color=BLUE, bbox=PLAIN)
             axes.axvline(float(np.median(params)), color=BLACK, linewidth=1, linestyle=":")
             title = f"{title} (median {numbers.count(np.median(params))})"
         for end in sorted(set(ends[name])):
             axes.axvline(end, color=ORANGE, linewidth=1)
         if ends[name]:
             apart = len(ends[name]) / (len(ends[name]) + len(params))
-            axes.text(0.98, 0.96, f"{apart:.0%} of the trained: ends", transform=axes.transAxes, ha="right", va="top", fontsize=8, color=ORANGE)
+            said = {"fontsize": 8, "color": ORANGE, "bbox": PLAIN, "ha": "right", "va": "top"}
+            axes.annotate(f"ends: {apart:.0%} of what is trained", (0.92, 0.96), xycoords="axes fraction", **said)
         axes.set_title(title, fontsize=10)
         axes.set_ylim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: numbers.tick(x)))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}"))
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)

@@ -30,7 +30,8 @@ class Calibrated:
 
     Raises:
         ValueError: ``bins`` or ``candidates_per_bin`` < 1, an unknown score; when prepared: a space whose
-            networks all have the same size, bins most of which it leaves empty, or a score that this run has no data for.
+            networks all have the same size, bins most of which it leaves empty, or a score that this
+            run has no data for.
     """
 
     bins: int = 22
@@ -53,9 +54,7 @@ class Calibrated:
         bins = ParameterBins.of(scoring.space, scoring.num_parameters, self.bins, key=key)
         score = scoring.scores[self.by]()
         rng = np.random.default_rng(self.seed)
-        pools = fill(
-            scoring.space, scoring.num_parameters, bins, self.candidates_per_bin, rng, setting=scoring.setting
-        )
+        pools = fill(scoring.space, scoring.num_parameters, bins, self.candidates_per_bin, rng, setting=scoring.setting)
         return Grid(tuple(max(pool, key=score) for pool in pools if pool))
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> Architecture:

@@ -17,8 +17,8 @@ class GridParams:
     """``bins`` equally wide bins between the smallest and the largest parameter count; ``seed`` draws the grid.
 
     Raises:
-        ValueError: ``bins`` < 1; when prepared: a space whose networks all have the same size, or bins most of which it leaves
-            empty.
+        ValueError: ``bins`` < 1; when prepared: a space whose networks all have the same size, or bins most of which it
+            leaves empty.
     """
 
     bins: int = 22
