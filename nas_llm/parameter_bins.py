@@ -12,6 +12,7 @@ gene ever shrinks on the way, so that bisection on log(lambda) meets the bin.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class ParameterBins:
         """The bin of a parameter count; None outside of all."""
         if not self.edges[0] <= parameters <= self.edges[-1]:
             return None
-        return min(int(np.searchsorted(self.edges, parameters, side="right")) - 1, len(self) - 1)
+        return min(bisect_right(self.edges, parameters) - 1, len(self) - 1)
 
 
 def aimed(

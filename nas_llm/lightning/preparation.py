@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nas_llm.importance.naming import in_words
 from nas_llm.importance.scores import read_scores_of, write_scores
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization import Quantization
@@ -56,7 +57,7 @@ def sort_by_importance(
     if not scores:
         return
     if not recorded and is_main_process():
-        write_scores(scores, run_dir, method=repr(importance), supernet=supernet)
+        write_scores(scores, run_dir, method=in_words(importance), supernet=supernet)
     supernet.sort(scores)
 
 

@@ -110,8 +110,8 @@ def _refuse_too_fine(
         pool: dict[Architecture, None] = {}
         _aim(space, num_parameters, bins.edges[place : place + 2], pool, 1, rng)
         empty += not pool
-    if 2 * empty > FINE:
-        raise _too_fine(bins, f"in {empty} of {FINE} bins that were looked at, none was found", setting)
+        if 2 * empty > FINE:
+            raise _too_fine(bins, f"none was found in more than half of {FINE} of them", setting)
 
 
 def _too_fine(bins: ParameterBins, why: str, setting: str) -> ValueError:
