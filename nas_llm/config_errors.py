@@ -17,6 +17,12 @@ from omegaconf.errors import (
 )
 
 LISTED = 12  # longer lists of what is known are left out where one is likely meant
+EXTRAS = {
+    "joblib": "sweep",
+    "submitit_local": "sweep",
+    "submitit_slurm": "sweep",
+    "ray": "ray",
+}  # launcher -> its extra
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 
 
@@ -116,6 +122,8 @@ def given_for(key: str, overrides: Sequence[str]) -> str:
 
 def _missing_option(error: MissingConfigException, folder: Path) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
+    if group == "hydra/launcher" and option in EXTRAS:
+        return f"{group}={option} is not installed: pip install 'nas_llm[{EXTRAS[option]}]'"
     known = [Path(name).stem for name in error.options or options(folder, group)]
     if not known and not (folder / group).is_dir():
         return unknown(f"{group}={option} is not known", group, groups(folder))

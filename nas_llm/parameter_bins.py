@@ -12,6 +12,7 @@ gene ever shrinks on the way, so that bisection on log(lambda) meets the bin.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class ParameterBins:
         ``key`` is the setting that ``bins`` comes from, ``otherwise`` the choice that needs no bins; errors name them.
 
         Raises:
-            ValueError: ``bins`` < 1, or all networks of the space have the same number of parameters.
+            ValueError: ``bins`` < 1, or more than there are counts from the smallest to the largest network.
         """
         if bins < 1:
             raise ValueError(f"{key}={bins}: allowed is 1 or more, for instance 22")
@@ -56,6 +57,11 @@ class ParameterBins:
             raise ValueError(
                 f"{key}={bins}: every sub-network of the search space has {low:,} parameters, which is no range to "
                 f"divide; widen search_space, or take {otherwise}"
+            )
+        if bins > high - low:
+            raise ValueError(
+                f"{key}={bins}: the search space has sub-networks of {low:,} to {high:,} parameters, which are fewer "
+                f"counts than bins; set {key}=22, or a few times as many"
             )
         return cls(tuple(np.linspace(low, high, bins + 1).tolist()))
 
@@ -66,7 +72,7 @@ class ParameterBins:
         """The bin of a parameter count; None outside of all."""
         if not self.edges[0] <= parameters <= self.edges[-1]:
             return None
-        return min(int(np.searchsorted(self.edges, parameters, side="right")) - 1, len(self) - 1)
+        return min(bisect_right(self.edges, parameters) - 1, len(self) - 1)
 
 
 def aimed(

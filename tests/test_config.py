@@ -1,11 +1,13 @@
 """The configuration: every option composes and checks; misspelt, ill-typed and ineffective settings are refused."""
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from nas_llm import overrides as text
@@ -465,3 +467,15 @@ def test_an_experiment_s_settings_of_objectives_go_with_those_objectives() -> No
     for setting in ("objectives.macs.adapters=true", "objectives.accuracy.sets.items_per_set=3"):
         with pytest.raises(ValueError, match=r"objectives\.(macs|accuracy)=.* cannot take effect"):
             checked([*given, setting, "stage=evaluate", "run_dir=x"])
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm", "ray"])
+def test_launchers_that_are_not_installed_are_named_with_their_extra(launcher):
+    error = MissingConfigException("", missing_cfg_file=f"hydra/launcher/{launcher}", options=["basic"])
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    wanted = f"hydra-{launcher.partition('_')[0]}-launcher"
+    (extra,) = [name for name, needs in extras.items() if name != "dev" and any(n.startswith(wanted) for n in needs)]
+    line = one_line(error, [], config_dir())
+    assert line == f"hydra/launcher={launcher} is not installed: pip install 'nas_llm[{extra}]'"

@@ -17,8 +17,9 @@ from nas_llm.importance.block import Block
 from nas_llm.importance.combined import Combined
 from nas_llm.importance.file import File
 from nas_llm.importance.magnitude import Magnitude
+from nas_llm.importance.naming import in_words
 from nas_llm.importance.random import Random
-from nas_llm.importance.scores import identity, write_scores
+from nas_llm.importance.scores import identity, recorded_method, write_scores
 from nas_llm.importance.taylor import Taylor
 from nas_llm.importance.wanda import Wanda
 from nas_llm.lightning.preparation import sort_by_importance
@@ -534,6 +535,28 @@ def test_saved_scores_are_used_again(tmp_path):
     assert all(torch.equal(value, scores[key]) for key, value in found.items())
     in_low_precision = build("llama-tied").to(torch.bfloat16)
     assert File(str(tmp_path / IMPORTANCE_FILE))(in_low_precision).keys() == scores.keys()
+
+
+def test_scores_say_by_which_method_they_were_made(tmp_path):
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    methods = {first: Activation(), second: File(str(first / IMPORTANCE_FILE))}
+    methods[third] = File(str(second / IMPORTANCE_FILE))
+    for folder, method in methods.items():
+        folder.mkdir()
+        sort_by_importance(build("llama"), method, halves, folder, resumes=False)
+    said = [recorded_method(folder / IMPORTANCE_FILE, setting="x") for folder in methods]
+    made = "Activation(abs_mean, l2)"
+    assert said == [made, f"{made}, from {first / IMPORTANCE_FILE}", f"{made}, from {second / IMPORTANCE_FILE}"]
+    assert in_words(Combined(Random(3), Block())) == "Random(seed 3); layers by Block(cosine)"
+    assert in_words(Magnitude()) == "Magnitude"
+
+
+def test_a_folder_in_place_of_a_file_of_scores_is_refused_with_the_file_in_it(tmp_path):
+    with pytest.raises(ValueError, match=rf"importance\.path={tmp_path} is a folder; name a run's"):
+        File(str(tmp_path))(build("llama"))
+    sort_by_importance(build("llama"), Magnitude(), halves, tmp_path, resumes=False)
+    with pytest.raises(ValueError, match=rf"is a folder; name {tmp_path / IMPORTANCE_FILE} in it"):
+        File(str(tmp_path))(build("llama"))
 
 
 def test_scores_of_another_network_are_refused(tmp_path):

@@ -105,8 +105,46 @@ def test_bins_that_the_space_cannot_fill_are_reported_and_left_out(caplog):
         assert time.monotonic() - started < 5
     assert set(grid.architectures) == {space.smallest(), space.largest()}
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "sampler.candidates.bins=9" in message
-    assert "2 bins are filled" in message
+    low, high = ParameterBins.of(space, parameters, 9).edges[1:3]
+    first = f"for instance {low:,.0f} to {high:,.0f} parameters"
+    assert message == (
+        f"sampler.candidates.bins=9: 7 of 9 bins are empty, {first} (the space has no more: it was enumerated)"
+    )
+
+
+@pytest.mark.parametrize("enumerable", [0, 20_000])
+def test_bins_that_hold_too_few_candidates_are_reported_in_one_line(enumerable, monkeypatch, caplog):
+    monkeypatch.setattr(binning, "ENUMERABLE", enumerable)
+    space = space_of("joint")
+    bins = ParameterBins.of(space, parameters, 12)
+    found = {space.decode(genome) for genome in itertools.product(*map(range, space.gene_sizes))}
+    sizes = [sum(bins.index(parameters(a)) == place for a in found) for place in range(12)]
+    with caplog.at_level(logging.WARNING):
+        pools = fill(space, parameters, bins, 25, np.random.default_rng(0), setting="search.initial")
+    short = [len(pool) for pool in pools if len(pool) < 25]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(
+        f"search.initial.bins=12: {len(short)} bins hold fewer than 25 candidates, the last {short[-1]} "
+    )
+    assert ("it was enumerated" if enumerable else "after 200 tries each") in message
+    if enumerable:
+        assert short == [size for size in sizes if size < 25]
+
+
+@pytest.mark.parametrize("enumerable", [0, 20_000])
+def test_grids_that_are_mostly_empty_are_refused_in_one_short_line(enumerable, monkeypatch):
+    monkeypatch.setattr(binning, "ENUMERABLE", enumerable)
+    space = space_of("joint")
+    everything = {space.decode(genome) for genome in itertools.product(*map(range, space.gene_sizes))}
+    counts = len({parameters(architecture) for architecture in everything})
+    with pytest.raises(ValueError) as caught:
+        GridParams(bins=100_000).prepared(scoring(space))
+    line = str(caught.value)
+    assert line.startswith("sampler.candidates.bins=100000: the search space has no sub-network in most bins")
+    assert (f"{counts:,} different parameter counts" if enumerable else "more than half of 100 of them") in line
+    assert len(line) < 300
+    with pytest.raises(ValueError, match="fewer counts than bins"):
+        GridParams(bins=10**12).prepared(scoring(space))
 
 
 def test_a_space_of_one_size_has_no_bins():

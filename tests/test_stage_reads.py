@@ -167,6 +167,14 @@ def test_what_an_own_option_interpolates_is_read_where_that_is():
     assert unread("export", own, cfg) == own
 
 
+def test_importance_is_read_by_the_analysis_that_sorts_alone():
+    given = ["importance=none"]
+    assert checked(["analysis=sampling", *given, "run_dir=x", "stage=analyse"], given)
+    assert "does not read importance, only train;" in refusal("analyse", *given)  # none is chosen: it has no effect
+    with pytest.raises(ValueError, match="does not read importance, only train;"):
+        checked(["analysis=importance", *given, "run_dir=x", "stage=analyse"], given)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

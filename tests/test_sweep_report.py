@@ -12,6 +12,7 @@ from reporting_fixtures import FULL, make_run
 
 from nas_llm import cli
 from nas_llm.reporting import arm_look
+from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.sweep import Sweep, is_run, runs_below
 from nas_llm.reporting.sweep_progress import hypervolumes
 from nas_llm.reporting.sweep_report import write_sweep_report
@@ -87,6 +88,13 @@ def test_the_stage_prints_the_table_and_writes_the_files(folder, capsys):
         rows = list(csv.DictReader(file))
     (half,) = [row for row in rows if row["arm"] == "random" and row["quality"] == "loss" and row["fraction"] == "0.5"]
     assert float(half["mean"]) == Sweep.of(folder).arms[0].best("loss", 0.5).mean
+    volumes = [row for row in rows if row["quality"] == "hypervolume of loss"]
+    fronts = [e for run in runs_below(folder) for e in RunFiles(run).search.front]
+    worst = max(e.objectives["loss"] for e in fronts)
+    assert [row["unit"] for row in volumes] == ["nats/token"] * 2
+    assert {row["reference"] for row in volumes} == {f"{worst}, worst of any run"}
+    assert "hypervolume of loss [nats/token]" in shown
+    assert f"worst of any run (loss {worst:.3f}" in shown
     assert cli.run(["report", f"run_dir={folder}"]) == 0, "what a report leaves makes the folder no run"
 
 

@@ -66,6 +66,15 @@ def read_scores_of(supernet: Supernet, path: Path, *, setting: str) -> dict[str,
     return scores
 
 
+def recorded_method(path: Path, *, setting: str) -> str:
+    """How the scores of a file were made, in words; empty where it does not say.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged.
+    """
+    return _read(path, setting)[1].get("method", "")
+
+
 def identity(supernet: Supernet) -> dict[str, str]:
     """The network whose units are scored: its family, the sizes of its axes, and a fingerprint of its weights."""
     full = supernet.largest()
@@ -78,6 +87,9 @@ def _read(path: Path, setting: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Scores and metadata."""
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        inside = path / IMPORTANCE_FILE
+        raise ValueError(f"{setting} is a folder; " + (f"name {inside} in it" if inside.is_file() else _MEND))
     if not path.is_file():
         raise ValueError(f"{setting}: there is no file {path}; {_MEND}")
     try:

@@ -33,4 +33,5 @@ class CalibratedGrid:
     def __call__(self, supernet: Supernet, space: SearchSpace) -> list[Architecture]:
         grid = Calibrated(self.bins, self.candidates_per_bin, "magnitude", self.seed)
         scores = {"magnitude": lambda: Magnitude.of(supernet, space)}
-        return list(grid.prepared(Scoring(space, supernet.num_parameters, scores)).architectures)
+        scoring = Scoring(space, supernet.num_parameters, scores, "search.initial")
+        return list(grid.prepared(scoring).architectures)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nas_llm.importance.naming import in_words
 from nas_llm.importance.scores import read_scores_of, write_scores
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization import Quantization
@@ -52,14 +53,20 @@ def sort_by_importance(
     if recorded:
         scores = read_scores_of(supernet, run_dir / IMPORTANCE_FILE, setting=f"run_dir={run_dir}")
     else:
-        scores = importance(supernet, WhenAsked(batches))
-        if supernet.operators is not None:
-            scores = {key: score for key, score in scores.items() if key == "layers"}
+        scores = scores_to_sort_by(supernet, importance, batches)
     if not scores:
         return
     if not recorded and is_main_process():
-        write_scores(scores, run_dir, method=repr(importance), supernet=supernet)
+        write_scores(scores, run_dir, method=in_words(importance), supernet=supernet)
     supernet.sort(scores)
+
+
+def scores_to_sort_by(
+    supernet: Supernet, importance: Importance, batches: Callable[[], Batches]
+) -> Mapping[str, Tensor]:
+    """The scores that ``supernet`` can be sorted by: of a network of operators, those of its layers alone."""
+    scores = importance(supernet, WhenAsked(batches))
+    return scores if supernet.operators is None else {key: score for key, score in scores.items() if key == "layers"}
 
 
 def sparsify(

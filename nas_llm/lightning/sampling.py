@@ -28,8 +28,12 @@ def scoring_of(
     space: SearchSpace,
     batches: Callable[[], Sequence[Batch]],
     importance: Callable[[], Mapping[str, Tensor]],
+    *,
+    setting: str = "sampler.candidates",
 ) -> Scoring:
     """The scores that a grid may be calibrated by, of the sorted network; ``batches`` are of calibration data.
+
+    ``importance`` gives the scores that the network was sorted by, ``setting`` is the key of the grid's settings.
 
     Loss and perplexity rank alike (the one is the logarithm of the other), so that one measurement serves both.
     """
@@ -47,6 +51,7 @@ def scoring_of(
             "perplexity": by_loss,
             "importance": lambda: Retained.of(importance(), supernet.largest()),
         },
+        setting,
     )
 
 
@@ -85,8 +90,13 @@ def recorded_importance(run_dir: Path) -> Mapping[str, Tensor]:
         ValueError: it was not sorted.
     """
     if not (run_dir / IMPORTANCE_FILE).is_file():
-        raise ValueError(
-            "sampler.candidates.by=importance needs the scores that the network is sorted by, and importance=none has "
-            "none: set importance=activation"
-        )
+        raise unsorted("sampler.candidates")
     return read_scores(run_dir)
+
+
+def unsorted(setting: str) -> ValueError:
+    """What a grid that is calibrated by importance scores is refused with where the network has none."""
+    return ValueError(
+        f"{setting}.by=importance needs the scores that the network is sorted by, and importance=none has none: set "
+        "importance=activation"
+    )

@@ -102,18 +102,19 @@ class Sweep:
         return self.arms[0].searches[0].unit(quality)
 
     def hypervolume(self, arm: Arm, quality: str) -> Spread:
-        """Of the runs' networks in the plane of (fraction of the parameters, quality).
+        """Of the runs' networks in the plane of (fraction of the parameters, quality), in the quality's unit.
 
-        The reference point, the same for all arms, is the full size and the worst value of any run's front.
+        The reference point, the same for all arms, is the full size and the worst value of any run's front, so that
+        volumes of two folders do not compare.
         """
-        sign = -1.0 if arm.searches[0].objectives[quality]["direction"] == "max" else 1.0
-        worst = max(
-            sign * evaluation.objectives[quality]
-            for each in self.arms
-            for search in each.searches
-            for evaluation in search.front
-        )
-        return Spread.of([_volume(search, quality, sign * worst) for search in arm.searches])
+        worst = self.worst(quality)
+        return Spread.of([_volume(search, quality, worst) for search in arm.searches])
+
+    def worst(self, quality: str) -> float:
+        """The worst value on the fronts of all runs, the reference of their hypervolumes."""
+        searches = [search for arm in self.arms for search in arm.searches]
+        values = [evaluation.objectives[quality] for search in searches for evaluation in search.front]
+        return min(values) if searches[0].objectives[quality]["direction"] == "max" else max(values)
 
     @cached_property
     def shares_networks(self) -> bool:

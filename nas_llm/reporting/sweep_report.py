@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CSV_FILE, PNG_FILE = "sweep.csv", "sweep.png"
-COLUMNS = ("arm", "quality", "unit", "fraction", "mean", "standard_deviation", "runs")
+COLUMNS = ("arm", "quality", "unit", "fraction", "mean", "standard_deviation", "runs", "reference")
 PANEL = (6.4, 4.8)  # inches
 
 
@@ -40,7 +40,7 @@ def sweep_table(sweep: Sweep) -> str:
     head = ["", "runs"]
     for quality in sweep.qualities:
         head += [f"{numbers.axis(quality, sweep.unit(quality))} at {f:.0%}" for f in TABLE_FRACTIONS]
-        head.append(f"hypervolume of {numbers.label(quality)}")
+        head.append(f"hypervolume of {numbers.axis(quality, sweep.unit(quality))}")
     body = []
     for arm in sweep.arms:
         row = [arm.name, str(len(arm.searches))]
@@ -48,7 +48,11 @@ def sweep_table(sweep: Sweep) -> str:
             row += [str(arm.best(quality, fraction) or "none") for fraction in TABLE_FRACTIONS]
             row.append(str(sweep.hypervolume(arm, quality)))
         body.append(row)
-    return aligned(head, body)
+    references = ", ".join(
+        f"{numbers.label(quality)} {numbers.significant(sweep.worst(quality))}" for quality in sweep.qualities
+    )
+    note = f"hypervolume over the fraction of the parameters; reference: full size, worst of any run ({references})"
+    return f"{aligned(head, body)}\n{note}"
 
 
 def _write_csv(sweep: Sweep) -> None:
@@ -60,10 +64,11 @@ def _write_csv(sweep: Sweep) -> None:
             for fraction in FRACTIONS:
                 best = arm.best(quality, fraction)
                 if best is not None:
-                    row = (arm.name, quality, sweep.unit(quality), fraction, best.mean, best.deviation, best.runs)
+                    row = (arm.name, quality, sweep.unit(quality), fraction, best.mean, best.deviation, best.runs, "")
                     writer.writerow(row)
-            volume = sweep.hypervolume(arm, quality)
-            writer.writerow((arm.name, f"hypervolume of {quality}", "", "", volume.mean, volume.deviation, volume.runs))
+            volume, reference = sweep.hypervolume(arm, quality), f"{sweep.worst(quality)}, worst of any run"
+            name, spread = f"hypervolume of {quality}", (volume.mean, volume.deviation, volume.runs)
+            writer.writerow((arm.name, name, sweep.unit(quality), "", *spread, reference))
     write_text(sweep.path / CSV_FILE, text.getvalue())
 
 

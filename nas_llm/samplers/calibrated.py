@@ -29,8 +29,9 @@ class Calibrated:
     """``bins`` (K), ``candidates_per_bin`` (M), and ``by`` what the best of a bin is told; ``seed`` draws candidates.
 
     Raises:
-        ValueError: ``bins`` or ``candidates_per_bin`` < 1, an unknown score; a space whose networks all have the same
-            size, or a score that this run has no data for.
+        ValueError: ``bins`` or ``candidates_per_bin`` < 1, an unknown score; when prepared: a space whose
+            networks all have the same size, bins most of which it leaves empty, or a score that this
+            run has no data for.
     """
 
     bins: int = 22
@@ -49,10 +50,11 @@ class Calibrated:
             raise ValueError(f"sampler.candidates.by={self.by}: allowed are {', '.join(get_args(By))}")
 
     def prepared(self, scoring: Scoring) -> Grid:
-        bins = ParameterBins.of(scoring.space, scoring.num_parameters, self.bins)
+        key = f"{scoring.setting}.bins"
+        bins = ParameterBins.of(scoring.space, scoring.num_parameters, self.bins, key=key)
         score = scoring.scores[self.by]()
         rng = np.random.default_rng(self.seed)
-        pools = fill(scoring.space, scoring.num_parameters, bins, self.candidates_per_bin, rng)
+        pools = fill(scoring.space, scoring.num_parameters, bins, self.candidates_per_bin, rng, setting=scoring.setting)
         return Grid(tuple(max(pool, key=score) for pool in pools if pool))
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> Architecture:

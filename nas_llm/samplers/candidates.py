@@ -22,11 +22,12 @@ Score = Callable[[Architecture], float]
 @dataclass(frozen=True)
 class Scoring:
     """What a grid is made from: the number of parameters of an architecture, and scores by name, each made when it is
-    first needed."""
+    first needed. ``setting`` is the key of the grid's settings, for errors and warnings."""
 
     space: SearchSpace
     num_parameters: Callable[[Architecture], int]
     scores: Mapping[str, Callable[[], Score]]
+    setting: str = "sampler.candidates"
 
 
 class Candidates(Protocol):

@@ -17,7 +17,8 @@ class GridParams:
     """``bins`` equally wide bins between the smallest and the largest parameter count; ``seed`` draws the grid.
 
     Raises:
-        ValueError: ``bins`` < 1; a space whose networks all have the same size.
+        ValueError: ``bins`` < 1; when prepared: a space whose networks all have the same size, or bins most of which it
+            leaves empty.
     """
 
     bins: int = 22
@@ -28,8 +29,10 @@ class GridParams:
             raise ValueError(f"sampler.candidates.bins={self.bins}: allowed is 1 or more, for instance 22")
 
     def prepared(self, scoring: Scoring) -> Grid:
-        bins = ParameterBins.of(scoring.space, scoring.num_parameters, self.bins)
-        pools = fill(scoring.space, scoring.num_parameters, bins, 1, np.random.default_rng(self.seed))
+        key = f"{scoring.setting}.bins"
+        bins = ParameterBins.of(scoring.space, scoring.num_parameters, self.bins, key=key)
+        rng = np.random.default_rng(self.seed)
+        pools = fill(scoring.space, scoring.num_parameters, bins, 1, rng, setting=scoring.setting)
         return Grid(tuple(pool[0] for pool in pools if pool))
 
     def draw(self, space: SearchSpace, rng: np.random.Generator) -> Architecture:
