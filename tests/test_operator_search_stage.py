@@ -135,3 +135,25 @@ def test_a_run_without_operators_and_training_refuse_the_programme(copied, tmp_p
     assert "nas-llm distill" in capsys.readouterr().err
     assert nas("train", f"run_dir={tmp_path / 'other'}", "search=ilp") == 2
     assert "search=ilp" in capsys.readouterr().err
+
+
+def test_a_network_is_exported_again_and_its_card_and_report_say_what_it_is(copied, tmp_path, capsys):
+    row = next(row for row in read_networks(copied) if row.winner)
+    given = [f"run_dir={copied}", f"architecture={row.id}", f"export.path={tmp_path / 'out'}"]
+    assert nas("export", *given) == 0
+    ours, again = from_pretrained(copied / row.path), from_pretrained(tmp_path / "out")
+    tokens = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(ours(tokens).logits, again(tokens).logits)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "An integer programme chose" in card
+    assert all(f"| {i} | {block.attention.name} |" in card for i, block in enumerate(row.network.blocks))
+    assert nas("export", f"run_dir={copied}", "architecture=nobody") == 2
+    assert row.id in capsys.readouterr().err
+    (copied / "budgets.png").unlink()
+    assert nas("report", f"run_dir={copied}") == 0
+    assert "params 0.6" in capsys.readouterr().out
+    page = (copied / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(list(copied.glob("*.png"))) - len(
+        [copied / "importance_scores.png"]
+    )

@@ -50,6 +50,7 @@ def sort_by_importance(
     if importance is None:
         return
     recorded = (resumes or not is_main_process()) and (run_dir / IMPORTANCE_FILE).is_file()
+    scores: Mapping[str, Tensor]
     if recorded:
         scores = read_scores_of(supernet, run_dir / IMPORTANCE_FILE, setting=f"run_dir={run_dir}")
     else:

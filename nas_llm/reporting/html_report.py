@@ -1,5 +1,6 @@
 """report.html: one self-contained page about a run, made from the files of its directory."""
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from nas_llm.reporting import charts, importance_charts, numbers, tables
 from nas_llm.reporting.front_plot import plot_front
 from nas_llm.reporting.importance_plot import plot_scores
 from nas_llm.reporting.model_card import LOADERS, metric_rows, reader_of, recipe
+from nas_llm.reporting.operator_files import NETWORKS_FILE
+from nas_llm.reporting.operator_plots import PICTURES, plot_operators
+from nas_llm.reporting.operator_tables import networks_table
 from nas_llm.reporting.progress_plot import plot_progress
 from nas_llm.reporting.run_files import Export, Progress, RunFiles, Search
 from nas_llm.reporting.templates import render
@@ -35,6 +39,8 @@ def write_report(run_dir: str | Path) -> Path:
             plot_progress(run, run.search.progress)
     if run.importance is not None:
         plot_scores(run, run.importance)
+    if (run.path / NETWORKS_FILE).is_file():
+        plot_operators(run.path)
     path = run.path / HTML_FILE
     write_text(path, render("report.html.j2", _context(run)))
     return path
@@ -52,6 +58,7 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "progress": _progress(search.progress) if search and search.progress else None,
         "exports": [_export(run, search, export) for export in run.exports] if search else [],
         "importance": _importance(run),
+        "operators": _operators(run),
         "curves": _curves(run),
         "search": _search_facts(run, search) if search else [],
         "metrics": _other_metrics(run),
@@ -150,6 +157,19 @@ def _against(search: Search, name: str, value: float) -> str:
     if name in numbers.COUNTS or name == "latency":
         return f"{shown} ({numbers.percent(value / whole)} of the full)"
     return f"{shown} ({numbers.signed(value - whole)} against the full)"
+
+
+def _operators(run: RunFiles) -> dict[str, Any] | None:
+    """The search over distilled operators: its table, and its pictures inside the page."""
+    if not (run.path / NETWORKS_FILE).is_file():
+        return None
+    found = [(caption, run.path / f"{name}.png") for name, caption in PICTURES.items()]
+    pictures = [
+        {"caption": caption, "data": base64.b64encode(file.read_bytes()).decode()}
+        for caption, file in found
+        if file.exists()
+    ]
+    return {"table": networks_table(run.path), "pictures": pictures}
 
 
 def _importance(run: RunFiles) -> dict[str, Any] | None:

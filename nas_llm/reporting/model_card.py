@@ -6,9 +6,10 @@ from typing import Any
 
 from nas_llm.architecture import Architecture, Ranks
 from nas_llm.reporting import numbers
+from nas_llm.reporting.operator_files import NETWORKS_FILE
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.templates import render
-from nas_llm.run_directory import read_json, write_text
+from nas_llm.run_directory import OPERATORS, read_json, write_text
 from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 
@@ -106,7 +107,9 @@ def recipe(run: RunFiles) -> list[str]:
     steps += _prepared(run)
     max_steps = run.setting("trainer.max_steps")
     max_steps = -1 if max_steps is None else max_steps
-    if max_steps == 0:
+    if (run.path / OPERATORS).is_dir():
+        steps += _of_operators(run)
+    elif max_steps == 0:
         steps.append("It was not trained.")
     elif sampler := run.strategy("sampler"):
         length = f" for {numbers.counted(max_steps, 'step')}" if max_steps > 0 else ""
@@ -120,6 +123,20 @@ def recipe(run: RunFiles) -> list[str]:
         compared, facts = _listed([numbers.label(name) for name in run.search.objectives]), run.search.facts
         networks = numbers.counted(facts["evaluations"], "sub-network")
         steps.append(f"{numbers.searcher(facts['searcher'])} compared {networks} by {compared}.")
+    return steps
+
+
+def _of_operators(run: RunFiles) -> list[str]:
+    """How networks of operators come about: candidates, programme, training."""
+    loss = str(run.setting("local_loss._target_")).rpartition(".")[2]
+    learnt = numbers.counted(run.setting("distill.steps"), "step")
+    steps = [f"Candidates for every sublayer learnt what the teacher's sublayer writes, for {learnt} with {loss}."]
+    if (run.path / NETWORKS_FILE).is_file():
+        rounds = numbers.counted(run.setting("select.steps"), "step")
+        steps.append(
+            "An integer programme chose one candidate for every sublayer within the budgets; the best of its networks, "
+            f"after rounds of {rounds} with the {_listed(_taught(run))}, was exported."
+        )
     return steps
 
 

@@ -42,6 +42,13 @@ AXES = {
     "latency": "latency [part of the teacher's sublayer]",
     "params": "parameters [part of the teacher's sublayer]",
 }
+PICTURES = {
+    "budgets": "The best network of every budget, before and after training",
+    "structures": "What every layer became",
+    "operators": "What every distilled operator costs and loses",
+    "scores": "Scores of the operators by layer",
+    "selection": "Sums of scores and losses before training, against the loss after it",
+}
 FULL, HATCH = "#d9d9d9", "////"
 
 
@@ -59,6 +66,7 @@ def plot_operators(run_dir: str | Path) -> list[Path]:
     written = []
     for name, figure in pictures.items():
         if figure is None:
+            (folder / name).unlink(missing_ok=True)  # of budgets before
             continue
         with atomic_path(folder / name) as temporary:
             figure.savefig(temporary, format="png")

@@ -68,9 +68,9 @@ def plot_sampling(path: str | Path, *, smallest: int, largest: int) -> Path:
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    for place in range(len(counts), len(panels)):
-        panels[place].set_visible(False)
-        panels[place - columns].tick_params(labelbottom=True)  # nothing stands below it
+    for unused in range(len(counts), len(panels)):
+        panels[unused].set_visible(False)
+        panels[unused - columns].tick_params(labelbottom=True)  # nothing stands below it
     marked = "; orange: largest and smallest of the sandwich, not counted" if any(ends.values()) else ""
     figure.supxlabel(f"parameters of a sampled sub-network (dotted: median{marked})", fontsize=10)
     figure.supylabel("share of them", fontsize=10)

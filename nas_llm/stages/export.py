@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from nas_llm.architecture import Architecture
 from nas_llm.lightning.quiet import quiet
+from nas_llm.reporting.operator_files import NETWORKS_FILE
 from nas_llm.stages.finished_run import FinishedRun
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ ADAPTER = "adapter"
 
 Format = Literal["hf", "decilm"]
 READS = ("architecture", "max_params", "max_latency_ms", "export.path", "export.adapters", "export.format")
-SUBNETS = "subnets"
+SUBNETS, NETWORKS = "subnets", "networks"
 
 
 def main(cfg: DictConfig) -> None:
@@ -32,6 +33,9 @@ def main(cfg: DictConfig) -> None:
 
 def _main(cfg: DictConfig) -> None:
     run = FinishedRun(Path(cfg.run_dir))
+    if (run.run_dir / NETWORKS_FILE).is_file():
+        _export_network(cfg, run)
+        return
     architecture = run.choose(cfg.architecture, cfg.max_params, cfg.max_latency_ms)
     path = export_subnetwork(
         run.supernet,
@@ -43,6 +47,29 @@ def _main(cfg: DictConfig) -> None:
         format=cfg.export.format,
     )
     print(f"{architecture.id}: {architecture.summary()}\nwritten to {path}; how to load it: {path / 'README.md'}")
+
+
+def _export_network(cfg: DictConfig, run: FinishedRun) -> None:
+    """A network of operators that a search over them left, in another place or format."""
+    from nas_llm.models.supernet import Supernet
+
+    found = sorted(folder.name for folder in (run.run_dir / NETWORKS).glob("*") if (folder / "config.json").is_file())
+    if cfg.architecture not in found:
+        raise ValueError(
+            f"architecture={cfg.architecture}: allowed is one of the networks in {run.run_dir / NETWORKS}, "
+            f"{', '.join(found) or 'which holds none'}"
+        )
+    supernet = Supernet.from_pretrained(run.run_dir / NETWORKS / str(cfg.architecture))
+    path = export_subnetwork(
+        supernet,
+        supernet.largest(),
+        run.tokenizer,
+        run_dir=run.run_dir,
+        path=cfg.export.path or run.run_dir / SUBNETS / f"{cfg.architecture}-{cfg.export.format}",
+        adapters=cfg.export.adapters,
+        format=cfg.export.format,
+    )
+    print(f"{cfg.architecture}: written to {path}; how to load it: {path / 'README.md'}")
 
 
 def export_subnetwork(

@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.config import build
 from nas_llm.lightning.supernet_search import validation_batches
-from nas_llm.models.loading import save_pretrained
 from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import mean_token_loss
@@ -31,6 +30,7 @@ from nas_llm.operators import Place
 from nas_llm.operators.budgets import limits
 from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.costs import OperatorCosts
+from nas_llm.operators.latency_comparison import as_text, compare
 from nas_llm.operators.latency_measurement import LatencyMeasurement
 from nas_llm.operators.latency_table import LatencyTable
 from nas_llm.operators.library import Library
@@ -38,15 +38,16 @@ from nas_llm.operators.programme_search import ProgrammeSearch, teacher_first
 from nas_llm.operators.score_file import FILE as SCORES_FILE
 from nas_llm.operators.score_file import ScoreFile
 from nas_llm.operators.selection import Ranked, SuccessiveHalving
+from nas_llm.reporting import write_report
 from nas_llm.reporting.operator_files import COLUMNS, NETWORKS_FILE, OPERATORS_CSV
-from nas_llm.reporting.operator_plots import plot_operators
 from nas_llm.reporting.operator_tables import networks_table
 from nas_llm.run_directory import OPERATORS, write_text
+from nas_llm.stages.export import NETWORKS, export_subnetwork
 
 if TYPE_CHECKING:
     from nas_llm.operators.programme import Solution
 
-SELECTION, NETWORKS = "selection", "networks"
+SELECTION = "selection"
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,12 @@ def search_operators(
         found += [replace(each, winner=each is best, path=path if each is best else None) for each in of_budget]
     teacher_loss = mean_token_loss(supernet.model, batches)
     write_networks(run_dir, found, costs, OperatorNetwork.teacher(layers), teacher_loss, cfg.budget.of)
-    plot_operators(run_dir)
+    page = write_report(run_dir)
     print(networks_table(run_dir))
+    winners = [each.network for each in found if each.winner]
+    if "latency" in costs and cfg.latency_table.path is None and not cfg.latency_table.force:
+        print(compared(cfg, run_dir, supernet, winners, library))
+    print(f"report: {page}")
 
 
 def asked_budgets(cfg: DictConfig) -> list[dict[str, float]]:
@@ -179,8 +184,7 @@ def cost_tables(
     measurement: LatencyMeasurement = build(cfg.latency)
     sizes = {"batch_size": measurement.batch_size, "sequence_length": measurement.sequence_length}
     tables = dict(OperatorCosts.of(supernet, operators, **sizes).tables)
-    name = f"latency-{measurement.phase}-{measurement.batch_size}x{measurement.sequence_length}.json"
-    file = Path(cfg.latency_table.path or run_dir / OPERATORS / name)
+    file = Path(cfg.latency_table.path or latency_file(run_dir, measurement))
     if cfg.latency_table.path is None and not file.exists() and "latency" not in wanted:
         return tables
     table = None
@@ -193,6 +197,25 @@ def cost_tables(
         table = measurement(supernet, operators, np.random.default_rng(cfg.search.seed), print)
         table.save(file)
     return tables | {"latency": replace(table.costs(operators), name="latency")}
+
+
+def compared(
+    cfg: DictConfig, run_dir: Path, supernet: Supernet, networks: Sequence[OperatorNetwork], library: Library
+) -> str:
+    """Latencies of the chosen networks, as the table predicts them and as they are; also in latency_check.txt."""
+    measurement: LatencyMeasurement = build(cfg.latency)
+    table = LatencyTable.load(latency_file(run_dir, measurement), None)
+    distinct = list(dict.fromkeys(networks))
+    rng = np.random.default_rng(cfg.search.seed)
+    text = as_text(compare(supernet, distinct, table, measurement, rng, library.make(supernet)))
+    write_text(run_dir / "latency_check.txt", text + "\n")
+    return text
+
+
+def latency_file(run_dir: Path, measurement: LatencyMeasurement) -> Path:
+    """Where the latencies of operators are kept that were measured so."""
+    sizes = f"{measurement.batch_size}x{measurement.sequence_length}"
+    return run_dir / OPERATORS / f"latency-{measurement.phase}-{sizes}.json"
 
 
 def measured_scores(
@@ -232,9 +255,9 @@ def export(
     model = make(best.network)
     if best.ranked.rounds:
         halving.restore(model, run_dir / SELECTION, best.network, best.ranked.rounds)
+    small = Supernet(model)
     path = run_dir / NETWORKS / best.network.id
-    save_pretrained(model, path, tokenizer=tokenizer, setting="run_dir")
-    return path
+    return export_subnetwork(small, small.largest(), tokenizer, run_dir=run_dir, path=path, setting="run_dir")
 
 
 def write_operators(

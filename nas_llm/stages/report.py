@@ -5,6 +5,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from nas_llm.reporting import front_table, is_run, write_report, write_sweep_report
+from nas_llm.reporting.operator_files import NETWORKS_FILE
+from nas_llm.reporting.operator_tables import networks_table
 
 READS = ()
 
@@ -16,5 +18,6 @@ def main(cfg: DictConfig) -> None:
         print(f"written: {cfg.run_dir}/sweep*.png, {cfg.run_dir}/sweep*.csv")
         return
     page = write_report(cfg.run_dir)
-    print(front_table(cfg.run_dir))
+    of_operators = (Path(cfg.run_dir) / NETWORKS_FILE).is_file()
+    print(networks_table(cfg.run_dir) if of_operators else front_table(cfg.run_dir))
     print(f"report: {page}")
