@@ -49,6 +49,18 @@ READS = (
     "latency",
     "latency_table",
 )
+OVERRIDES = {
+    "run_dir=DIR": "where the operators are kept; called again, it distils the missing ones alone",
+    "model.path=PATH": "a directory, a hub name, or an embedded model: microworld_llama, microworld_neox",
+    "data=text data.path=PATH": "a file, a folder or a hub name; data=instruction for Alpaca-form records",
+    "pool=paper": "the candidates of every sublayer; any of the group's options",
+    "distill.plan=true": "say what it would take, from config.json alone, and stop",
+    "distill.steps=N": "optimizer steps of every operator",
+    "distill.memory_gib=X": "of one process: as many sublayers are worked at once as fit; null: all",
+    "distill.processes=N": "that divide the operators among them",
+    "data.batch_size=N": "records per step",
+    "search=ilp budget.latency=X": "go on to the search, with at most this part of the full latency, or so many ms",
+}
 
 
 def main(cfg: DictConfig) -> None:

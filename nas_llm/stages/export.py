@@ -23,6 +23,15 @@ ADAPTER = "adapter"
 Format = Literal["hf", "decilm"]
 READS = ("architecture", "max_params", "max_latency_ms", "export.path", "export.adapters", "export.format")
 SUBNETS = "subnets"
+OVERRIDES = {
+    "run_dir=DIR": "of the run whose sub-network is written",
+    "architecture=ID": "an id of the archive, or the beginning of it; or largest, smallest, middle",
+    "max_params=X": "instead: the best of at most so many parameters (up to 1: a fraction of the full network's)",
+    "max_latency_ms=X": "instead: the best of at most this latency, where that was an objective",
+    "export.path=DIR": "where to; null: run_dir/subnets/ID",
+    "export.adapters=merged": "into the weights; separate: in adapter/, for peft; auto: merged where nothing is lost",
+    "export.format=hf": "or decilm, the layout that vLLM serves",
+}
 
 
 def main(cfg: DictConfig) -> None:

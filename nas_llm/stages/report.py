@@ -7,6 +7,9 @@ from omegaconf import DictConfig
 from nas_llm.reporting import front_table, is_run, write_report, write_sweep_report
 
 READS = ()
+OVERRIDES = {
+    "run_dir=DIR": "of the run whose report is made again; or the folder of a sweep, whose runs are compared",
+}
 
 
 def main(cfg: DictConfig) -> None:

@@ -45,6 +45,17 @@ READS = (
     "latency",
     "latency_table",
 )
+OVERRIDES = {
+    "run_dir=DIR": "of the run whose super-network, or distilled operators, are searched",
+    "search=nsga2": "how; or another option of the group",
+    "search.evaluations=N": "architectures the search may measure; more than before go on with the run's search",
+    "objectives=[params,loss]": "what it trades off; any of the group's options",
+    "trainer.limit_val_batches=N": "batches of the validation split that each one is measured on; null: all",
+    "search=ilp budget.latency=X": "of distilled operators: at most this part of the full latency, or so many ms",
+    "search=ilp budget.params=X": "likewise; also budget.memory, budget.kv_cache and budget.macs",
+    "search=ilp search.number=N": "networks for every budget, of which the best is kept",
+    "search=ilp select.steps=N": "optimizer steps by which those are compared; 0: by their loss as they are",
+}
 PROGRAMME = "nas_llm.operators.programme_search.ProgrammeSearch"
 SETTINGS = ("dtype", "attn_implementation", "trust_remote_code")  # of the model, besides where it lies
 

@@ -70,6 +70,18 @@ READS = (
     "search",
     "ckpt_path",
 )
+OVERRIDES = {
+    "run_dir=DIR": "where everything of this run is written; later stages name the same one",
+    "model.path=PATH": "a directory, a hub name, or an embedded model: microworld_llama, microworld_neox",
+    "data=text data.path=PATH": "a file, a folder or a hub name; data=instruction for Alpaca-form records",
+    "trainer.max_steps=N": "optimizer steps of the super-network's training",
+    "data.batch_size=N": "records per step, over all processes",
+    "optimizer.lr=X": "learning rate",
+    "sampler.k=N": "sub-networks sampled per step between the largest and the smallest",
+    "objectives=[params,loss]": "what the search trades off; any of the group's options",
+    "search.evaluations=N": "architectures the search may measure",
+    "ckpt_path=last": "resume the run in run_dir from its newest checkpoint",
+}
 IGNORES = ("trainer.enable_checkpointing", "trainer.limit_test_batches")
 PREPARES = ("importance", "sparsity", "quantization", "peft")
 VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
