@@ -258,23 +258,33 @@ def add_metrics(run_dir: str | Path, metrics: Iterable[Mapping[str, Any]]) -> No
     write_json(Path(run_dir) / RESULTS_FILE, {"metrics": list(merged.values())})
 
 
-def refuse_mismatch(run_dir: str | Path, fingerprints: Mapping[str, Any]) -> None:
+def refuse_mismatch(
+    run_dir: str | Path, fingerprints: Mapping[str, Any], *, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Compare JSON-able fingerprints (`model`, `search_space`, `data`, ...) with the run's; those not yet recorded are.
+
+    `settings`: of a fingerprint, as `data`, what it follows from, by the keys that a user sets. They are recorded with
+    it and not compared; but where the fingerprint differs, the first that does is what is named.
 
     Raises:
         ValueError: one differs; the key and both values are named.
     """
     recorded = recorded_fingerprints(run_dir)
     new = json.loads(json.dumps(dict(fingerprints)))
+    behind = json.loads(json.dumps({f"settings of {key}": dict(values) for key, values in (settings or {}).items()}))
     for key, value in new.items():
         if key in recorded and recorded[key] != value:
-            named, now, before = _first_difference(key, value, recorded[key])
+            now, before = (known.get(f"settings of {key}", {}) for known in (behind, recorded))
+            same = next((name for name in now if name in before and now[name] != before[name]), None)
+            named, now, before = (
+                (same, now[same], before[same]) if same else _first_difference(key, value, recorded[key])
+            )
             raise ValueError(
                 f"{named}={_short(now)} differs from {named}={_short(before)} that {run_dir} was started with: "
-                f"resume with the same {key}, or start a new run with another run_dir="
+                f"resume with the same {same or key}, or start a new run with another run_dir="
             )
     if is_main_process() and not new.keys() <= recorded.keys():
-        write_json(Path(run_dir) / FINGERPRINTS_FILE, {**recorded, **new})
+        write_json(Path(run_dir) / FINGERPRINTS_FILE, {**behind, **recorded, **new})
 
 
 def recorded_fingerprints(run_dir: str | Path) -> dict[str, Any]:

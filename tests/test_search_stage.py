@@ -151,7 +151,8 @@ def test_other_objectives_and_a_report_from_files(run_dir, capsys, monkeypatch):
     ("other", "key"),
     [
         (["objectives=[macs,loss]", "objectives.macs.batch_size=2"], "objectives.macs"),
-        (["data.sequence_length=20"], "data"),
+        (["data.sequence_length=20"], "data.sequence_length"),
+        (["seed=3"], "seed"),
         (["trainer.limit_val_batches=1"], "search samples"),
     ],
 )

@@ -28,7 +28,7 @@ from nas_llm.operators.needs import Needs
 from nas_llm.operators.plan import plan_of
 from nas_llm.operators.pool import Pool
 from nas_llm.run_directory import OPERATORS, refuse_mismatch, refuse_outputs
-from nas_llm.stages.data import prepared_data
+from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.operator_search import search_operators
 from nas_llm.stages.search import device, searches_operators, untrained
 
@@ -109,7 +109,8 @@ def _main(cfg: DictConfig, settings: Distilling, run_dir: Path) -> None:
     needs = needs_of(cfg, supernet, settings)
     groups_of(operators, needs, memory_gib=settings.memory_gib)  # refuses what fits nowhere, before anything is written
     importance = OmegaConf.to_container(cfg.importance, resolve=True)
-    refuse_mismatch(run_dir, {**network, "data": data.fingerprint, "importance": importance})
+    fingerprints = {**network, "data": data.fingerprint, "importance": importance}
+    refuse_mismatch(run_dir, fingerprints, settings={"data": data_settings(cfg)})
     supernet.to(place)
     sort_by_importance(supernet, build(cfg.importance), data.calibration_dataloader, run_dir, resumes=library.is_begun)
     learnt = settings.of_results | {"data.batch_size": cfg.data.batch_size, "data.seed": cfg.data.seed}

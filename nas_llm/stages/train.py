@@ -34,7 +34,7 @@ from nas_llm.run_directory import is_main_process, recorded_fingerprints, refuse
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
 from nas_llm.sparsity.targets import chosen
-from nas_llm.stages.data import prepared_data
+from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
 from nas_llm.stages.search import (
@@ -111,7 +111,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     with adapted(cfg, supernet):
         make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
-    refuse_mismatch(run_dir, identity(cfg, network, space, data))
+    refuse_mismatch(run_dir, identity(cfg, network, space, data), settings={"data": data_settings(cfg)})
     sparsify(supernet, build(cfg.sparsity), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
     quantize(supernet, build(cfg.quantization), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
     peft = add_adapters(cfg, supernet)  # last: they stand beside the weights as they will stay
