@@ -336,4 +336,15 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
     given, group = "null" if value is None else value, key.replace(".", "/")
     inner = group in inner_groups(config_dir())
     mend = f"; choose {group}=, of {', '.join(options(config_dir(), group))}" if inner else ""
-    raise ValueError(f"{key}={given} is not allowed: it must be {describe(annotation)}{mend}")
+    raise ValueError(
+        f"{key}={given} is not allowed: it must be {describe(annotation)}{mend}{_as_text(key, value, annotation)}"
+    )
+
+
+def _as_text(key: str, value: Any, annotation: Any) -> str:
+    """How a word that is read as a number, or as true and false, is written as text."""
+    if not isinstance(value, int | float) or not fits("", annotation):
+        return ""
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    path = f", or write {key}=./{word}" if key.endswith("path") else ""
+    return f"; quote it as {key}=\"'{word}'\"{path}"

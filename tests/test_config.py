@@ -119,6 +119,8 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("run_dir=", "run_dir= is not allowed: name a folder"),
         ("model=hf", "model.path is required: add model.path="),
         (
+        ("model.path=nan", "must be text; quote it as model.path=\"'nan'\", or write model.path=./nan"),
+        ("name=12", "must be text; quote it as name=\"'12'\""),
             "+objectives.accuracy.limit=3",
             "accuracy is not among the objectives; add it, objectives=[params,loss,accuracy]",
         ),
