@@ -24,7 +24,7 @@ from nas_llm.peft.saving import recorded_method
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import OPERATORS, read_json
 from nas_llm.search import Archive, Initial, Search
-from nas_llm.search.directory import ARCHIVE_FILE
+from nas_llm.search.directory import ARCHIVE_FILE, SEARCH_FILE
 from nas_llm.search_space import SearchSpace
 from nas_llm.stages.data import recorded_data
 
@@ -79,7 +79,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
-    maker = search_maker(cfg, supernet, space, objectives)
+    maker = search_maker(cfg, supernet, space, objectives, run_dir)
     if maker is None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
     # the truncation baseline's, known after the search
@@ -110,7 +110,7 @@ def _search_operators(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def search_maker(
-    cfg: DictConfig, supernet: Supernet, space: SearchSpace, objectives: Sequence[Objective]
+    cfg: DictConfig, supernet: Supernet, space: SearchSpace, objectives: Sequence[Objective], run_dir: Path
 ) -> Callable[[], Search] | None:
     """Makes the search of the configuration, with the architectures that it starts from; None for `search=none`.
 
@@ -118,6 +118,7 @@ def search_maker(
         ValueError: a setting of the search is impossible.
     """
     runtime = {"space": space, "directions": directions(objectives), "num_parameters": supernet.num_parameters}
+    runtime |= recorded_population(cfg, run_dir)
     if build(cfg.search, **runtime, initial=()) is None:
         return None
 
@@ -126,6 +127,15 @@ def search_maker(
         return build(cfg.search, **runtime, initial=() if starts is None else starts(supernet, space))
 
     return make
+
+
+def recorded_population(cfg: DictConfig, run_dir: Path) -> dict[str, int]:
+    """The population of the run's last NSGA-II, where the configuration names none: its default depends on the budget,
+    and with another population a larger budget would not go on with what was measured."""
+    if cfg.search.get("population", 0) is not None or not (run_dir / SEARCH_FILE).exists():
+        return {}
+    before = read_json(run_dir / SEARCH_FILE)
+    return {"population": before["population"]} if "population" in before else {}
 
 
 def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:

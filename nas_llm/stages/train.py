@@ -282,7 +282,7 @@ def make_search(
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
-    maker = search_maker(cfg, supernet, space, objectives)
+    maker = search_maker(cfg, supernet, space, objectives, run_dir)
     if maker is None:
         return None
     settings = objective_settings(cfg)
