@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -22,7 +23,6 @@ ADAPTER = "adapter"
 
 Format = Literal["hf", "decilm"]
 READS = ("architecture", "max_params", "max_latency_ms", "export.path", "export.adapters", "export.format")
-SUBNETS = "subnets"
 OVERRIDES = {
     "run_dir=DIR": "of the run whose sub-network is written",
     "architecture=ID": "an id of the archive, or the beginning of it; or largest, smallest, middle",
@@ -32,6 +32,8 @@ OVERRIDES = {
     "export.adapters=merged": "into the weights; separate: in adapter/, for peft; auto: merged where nothing is lost",
     "export.format=hf": "or decilm, the layout that vLLM serves",
 }
+SUBNETS = "subnets"
+ANOTHER = "another model"
 
 
 def main(cfg: DictConfig) -> None:
@@ -42,6 +44,7 @@ def main(cfg: DictConfig) -> None:
 def _main(cfg: DictConfig) -> None:
     run = FinishedRun(Path(cfg.run_dir))
     architecture = run.choose(cfg.architecture, cfg.max_params, cfg.max_latency_ms)
+    before = _held(Path(cfg.export.path)) if cfg.export.path is not None else None
     path = export_subnetwork(
         run.supernet,
         architecture,
@@ -52,6 +55,17 @@ def _main(cfg: DictConfig) -> None:
         format=cfg.export.format,
     )
     print(f"{architecture.id}: {architecture.summary()}\nwritten to {path}; how to load it: {path / 'README.md'}")
+    if before not in (None, architecture.id):
+        print(f"replaced {before if before == ANOTHER else f'sub-network {before}'}, which was there")
+
+
+def _held(path: Path) -> str | None:
+    """What an earlier export left in ``path``: the id of the sub-network, or in words, or None."""
+    if not (path / "config.json").is_file():
+        return None
+    card = path / "README.md"
+    found = re.search(r"^# .*: sub-network ([0-9a-f]+)$", card.read_text(), re.MULTILINE) if card.is_file() else None
+    return ANOTHER if found is None else found[1]
 
 
 def export_subnetwork(
