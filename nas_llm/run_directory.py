@@ -275,14 +275,10 @@ def refuse_mismatch(
     for key, value in new.items():
         if key in recorded and recorded[key] != value:
             now, before = (known.get(f"settings of {key}", {}) for known in (behind, recorded))
-            same = next((name for name in now if name in before and now[name] != before[name]), None)
-            named, now, before = (
-                (same, now[same], before[same]) if same else _first_difference(key, value, recorded[key])
-            )
-            raise ValueError(
-                f"{named}={_short(now)} differs from {named}={_short(before)} that {run_dir} was started with: "
-                f"resume with the same {same or key}, or start a new run with another run_dir="
-            )
+            setting = next((name for name in now if name in before and now[name] != before[name]), None)
+            if setting is not None:
+                raise _other(setting, now[setting], before[setting], run_dir, mend=setting)
+            raise _other(*_first_difference(key, value, recorded[key]), run_dir, mend=key)
     if is_main_process() and not new.keys() <= recorded.keys():
         write_json(Path(run_dir) / FINGERPRINTS_FILE, {**behind, **recorded, **new})
 
@@ -291,6 +287,13 @@ def recorded_fingerprints(run_dir: str | Path) -> dict[str, Any]:
     """What the run was started with, as `refuse_mismatch` recorded it; empty before."""
     path = Path(run_dir) / FINGERPRINTS_FILE
     return read_json(path) if path.exists() else {}
+
+
+def _other(key: str, now: Any, before: Any, run_dir: str | Path, *, mend: str) -> ValueError:
+    return ValueError(
+        f"{key}={_short(now)} differs from {key}={_short(before)} that {run_dir} was started with: resume with the "
+        f"same {mend}, or start a new run with another run_dir="
+    )
 
 
 def _first_difference(key: str, new: Any, recorded: Any) -> tuple[str, Any, Any]:

@@ -64,7 +64,8 @@ def _held(path: Path) -> str | None:
     if not (path / "config.json").is_file():
         return None
     card = path / "README.md"
-    found = re.search(r"^# .*: sub-network ([0-9a-f]+)$", card.read_text(), re.MULTILINE) if card.is_file() else None
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    found = re.search(r"^# .*: sub-network ([0-9a-f]+)$", text, re.MULTILINE)
     return ANOTHER if found is None else found[1]
 
 
