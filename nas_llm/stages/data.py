@@ -41,8 +41,7 @@ def recorded_data(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, supernet:
 
 def data_settings(cfg: DictConfig) -> dict[str, Any]:
     """What the content of the splits follows from, by the key that a user sets: `seed`, where `data.seed` is that."""
-    plain = OmegaConf.to_container(cfg.data, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(cfg.data, resolve=True)
     sources = sources_of(OmegaConf.to_container(cfg.data, resolve=False), "data")
     content = {f"data.{key}": value for key, value in plain.items() if key not in HANDLING}
     return {sources.get(key, key): value for key, value in content.items()}
