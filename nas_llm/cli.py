@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -19,19 +20,6 @@ CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
 FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
 USAGE_ERROR, INTERRUPTED = 2, 130
 NAMED = {"bench": "bench", "analyse": "analysis"}  # nas-llm bench sandwich: stages that take a group's option by name
-
-COMMON = (
-    ("run_dir=DIR", "where everything of this run is written; later stages name the same one"),
-    ("model.path=PATH", "a directory, a hub name, or an embedded model: microworld_llama, microworld_neox"),
-    ("data=text data.path=PATH", "a file, a folder or a hub name; data=instruction for Alpaca-form records"),
-    ("trainer.max_steps=N", "optimizer steps of the super-network's training"),
-    ("data.batch_size=N", "records per step, over all processes"),
-    ("optimizer.lr=X", "learning rate"),
-    ("sampler.k=N", "sub-networks sampled per step between the largest and the smallest"),
-    ("objectives=[params,loss]", "what the search trades off; any of the group's options"),
-    ("search.evaluations=N", "architectures the search may measure"),
-    ("ckpt_path=last", "resume the run in run_dir from its newest checkpoint"),
-)
 
 
 def main() -> None:
@@ -86,24 +74,37 @@ def overview() -> str:
 
 
 def stage_help(stage: str) -> str:
-    """The text of `nas-llm STAGE --help`: the groups and their options, and the overrides people need most."""
+    """The text of `nas-llm STAGE --help`: the overrides people need most, and the groups and options it reads."""
     from nas_llm.config_errors import groups, inner_groups, options
+    from nas_llm.launch import CONTINUING, RESUMING, TRAINING
+    from nas_llm.stage_reads import OF_EVERY_STAGE, declared, overrides_of
 
-    folder = config_dir()
-    names = sorted([*groups(folder), *inner_groups(folder)])
-    width = max(map(len, names), default=0)
-    listed = "\n".join(f"  {group + '=':<{width + 1}}  {', '.join(options(folder, group))}" for group in names)
-    wide = max(len(override) for override, _ in COMMON)
-    common = "\n".join(f"  {override:<{wide}}  {meaning}" for override, meaning in COMMON)
-    return (
-        f"{stages()[stage]}\n\n"
-        f"usage: nas-llm {stage} [group=option ...] [key=value ...] [--cfg job] [-m] [--config-dir DIR]\n\n"
-        f"overrides people need most:\n{common}\n\n"
-        f"groups and their options (objectives takes a list):\n{listed}\n\n"
-        f"Every key that `nas-llm {stage} --cfg job` shows can be overridden. Own options: --config-dir DIR with\n"
-        "DIR/GROUP/NAME.yaml in it. A later stage on a run_dir starts from the overrides that the run was made with.\n"
-        f"{FULL_TRACEBACK}=1 shows the traceback behind an error's line.\n"
-    )
+    folder, reads = config_dir(), declared()[stage].keys
+    known = sorted([*groups(folder), *inner_groups(folder)])
+    of_stage = (*reads, *(OF_EVERY_STAGE if stage in (*TRAINING, *RESUMING) else ()))
+    read = [group for group in known if group.partition("/")[0] in of_stage]
+    lines = [stages()[stage], f"\nusage: nas-llm {stage} [key=value ...] [--cfg job] [-m] [--config-dir DIR]"]
+    lines += ["\noverrides people need most:", *_columns(overrides_of(stage))]
+    if read:
+        lines.append(f"\ngroups and their options{' (objectives takes a list)' if 'objectives' in read else ''}:")
+        lines += _columns([(f"{group}=", ", ".join(options(folder, group))) for group in read])
+        lines.append("Own options: --config-dir DIR with DIR/GROUP/NAME.yaml in it.")
+    if reads:
+        lines.append(f"\n`nas-llm {stage} --cfg job` shows every key. Those that can be overridden here:")
+        lines.append(textwrap.fill(", ".join(reads), 110, initial_indent="  ", subsequent_indent="  "))
+    if stage in CONTINUING:
+        lines.append("It starts from the overrides that the run in run_dir was made with.")
+    return "\n".join([*lines, f"{FULL_TRACEBACK}=1 shows the traceback behind an error's line."])
+
+
+def _columns(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max((len(name) for name, _ in rows), default=0)
+    return [
+        textwrap.fill(
+            meaning, max(120, width + 60), initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4)
+        )
+        for name, meaning in rows
+    ]
 
 
 def _launched(stage: str, arguments: list[str]) -> int:

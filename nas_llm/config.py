@@ -115,7 +115,7 @@ def check(cfg: "DictConfig") -> None:
     for key, annotation in TYPES.items():
         _check_type(key, OmegaConf.select(cfg, key), annotation)
     checkpoint_path(cfg)
-    sources = _sources(OmegaConf.to_container(cfg, resolve=False), "")
+    sources = sources_of(OmegaConf.to_container(cfg, resolve=False), "")
     for key in ("tokenizer_path", "adapter_path"):
         _check_type(f"model.{key}", plain["model"].get(key), str | None)
     loaded = {key: value for key, value in plain["model"].items() if not key.endswith("path")}
@@ -164,13 +164,13 @@ def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _nodes(child, f"{key}.{index}")
 
 
-def _sources(raw: Any, key: str) -> dict[str, str]:
+def sources_of(raw: Any, key: str) -> dict[str, str]:
     """For each setting that is one interpolation: the key that its value comes from, which is the one to mend."""
     if isinstance(raw, dict):
         return {
             place: source
             for name, child in raw.items()
-            for place, source in _sources(child, f"{key}.{name}" if key else str(name)).items()
+            for place, source in sources_of(child, f"{key}.{name}" if key else str(name)).items()
         }
     match = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
     return {key: match[1]} if match else {}
@@ -336,4 +336,15 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
     given, group = "null" if value is None else value, key.replace(".", "/")
     inner = group in inner_groups(config_dir())
     mend = f"; choose {group}=, of {', '.join(options(config_dir(), group))}" if inner else ""
-    raise ValueError(f"{key}={given} is not allowed: it must be {describe(annotation)}{mend}")
+    raise ValueError(
+        f"{key}={given} is not allowed: it must be {describe(annotation)}{mend}{_as_text(key, value, annotation)}"
+    )
+
+
+def _as_text(key: str, value: Any, annotation: Any) -> str:
+    """How a word that is read as a number, or as true and false, is written as text."""
+    if not isinstance(value, int | float) or not fits("", annotation):
+        return ""
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    path = f", or write {key}=./{word}" if key.endswith("path") else ""
+    return f"; quote it as {key}=\"'{word}'\"{path}"

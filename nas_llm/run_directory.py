@@ -258,29 +258,42 @@ def add_metrics(run_dir: str | Path, metrics: Iterable[Mapping[str, Any]]) -> No
     write_json(Path(run_dir) / RESULTS_FILE, {"metrics": list(merged.values())})
 
 
-def refuse_mismatch(run_dir: str | Path, fingerprints: Mapping[str, Any]) -> None:
+def refuse_mismatch(
+    run_dir: str | Path, fingerprints: Mapping[str, Any], *, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Compare JSON-able fingerprints (`model`, `search_space`, `data`, ...) with the run's; those not yet recorded are.
+
+    `settings`: of a fingerprint, as `data`, what it follows from, by the keys that a user sets. They are recorded with
+    it and not compared; but where the fingerprint differs, the first that does is what is named.
 
     Raises:
         ValueError: one differs; the key and both values are named.
     """
     recorded = recorded_fingerprints(run_dir)
     new = json.loads(json.dumps(dict(fingerprints)))
+    behind = json.loads(json.dumps({f"settings of {key}": dict(values) for key, values in (settings or {}).items()}))
     for key, value in new.items():
         if key in recorded and recorded[key] != value:
-            named, now, before = _first_difference(key, value, recorded[key])
-            raise ValueError(
-                f"{named}={_short(now)} differs from {named}={_short(before)} that {run_dir} was started with: "
-                f"resume with the same {key}, or start a new run with another run_dir="
-            )
+            now, before = (known.get(f"settings of {key}", {}) for known in (behind, recorded))
+            setting = next((name for name in now if name in before and now[name] != before[name]), None)
+            if setting is not None:
+                raise _other(setting, now[setting], before[setting], run_dir, mend=setting)
+            raise _other(*_first_difference(key, value, recorded[key]), run_dir, mend=key)
     if is_main_process() and not new.keys() <= recorded.keys():
-        write_json(Path(run_dir) / FINGERPRINTS_FILE, {**recorded, **new})
+        write_json(Path(run_dir) / FINGERPRINTS_FILE, {**behind, **recorded, **new})
 
 
 def recorded_fingerprints(run_dir: str | Path) -> dict[str, Any]:
     """What the run was started with, as `refuse_mismatch` recorded it; empty before."""
     path = Path(run_dir) / FINGERPRINTS_FILE
     return read_json(path) if path.exists() else {}
+
+
+def _other(key: str, now: Any, before: Any, run_dir: str | Path, *, mend: str) -> ValueError:
+    return ValueError(
+        f"{key}={_short(now)} differs from {key}={_short(before)} that {run_dir} was started with: resume with the "
+        f"same {mend}, or start a new run with another run_dir="
+    )
 
 
 def _first_difference(key: str, new: Any, recorded: Any) -> tuple[str, Any, Any]:

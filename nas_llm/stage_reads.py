@@ -36,7 +36,15 @@ class Reads:
 
 def declared() -> dict[str, Reads]:
     """What each stage says of itself."""
-    return {stage: Reads(_literal(module, "READS"), _literal(module, "IGNORES")) for stage, module in modules().items()}
+    return {
+        stage: Reads(tuple(_literal(module, "READS", ())), tuple(_literal(module, "IGNORES", ())))
+        for stage, module in modules().items()
+    }
+
+
+def overrides_of(stage: str) -> list[tuple[str, str]]:
+    """The overrides of a stage that people need most, each with what it means."""
+    return [(str(given), str(meaning)) for given, meaning in _literal(modules()[stage], "OVERRIDES", {}).items()]
 
 
 def refuse_ignored(stage: str, overrides: Sequence[str]) -> None:
@@ -98,13 +106,14 @@ def _of_stage(overrides: Sequence[str]) -> list[Override]:
     return [override for override in parse(overrides) if not override.is_hydra_override()]
 
 
-def _literal(module: ast.Module, name: str) -> tuple[str, ...]:
+def _literal(module: ast.Module, name: str, default: Any) -> Any:
+    """The value of a constant, of one of the `default`'s kind."""
     values = (
         node.value
         for node in module.body
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]
     )
-    return next((tuple(ast.literal_eval(value)) for value in values), ())
+    return next((ast.literal_eval(value) for value in values), default)
 
 
 def _is_in(key: str, node: str) -> bool:

@@ -14,7 +14,9 @@ from nas_llm import overrides as text
 from nas_llm.config import RUNTIME, build, check, checkpoint_path, config_dir, locate
 from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, options
 from nas_llm.config_types import describe, fits
+from nas_llm.data.module import SPLITS
 from nas_llm.launch import checked
+from nas_llm.models.loading import load_tokenizer
 
 OPTIONS = [(group, option) for group in groups(config_dir()) for option in options(config_dir(), group)]
 PARTNERS = {  # what an option cannot do without
@@ -122,6 +124,8 @@ def test_the_groups_are_all_in_the_defaults_list() -> None:
         ("training.accumulate_grad_batches=0", "training.accumulate_grad_batches=0"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("run_dir=", "run_dir= is not allowed: name a folder"),
+        ("model.path=nan", "must be text; quote it as model.path=\"'nan'\", or write model.path=./nan"),
+        ("name=12", "must be text; quote it as name=\"'12'\""),
         ("model=hf", "model.path is required: add model.path="),
         (
             "+objectives.accuracy.limit=3",
@@ -479,3 +483,25 @@ def test_launchers_that_are_not_installed_are_named_with_their_extra(launcher):
     (extra,) = [name for name, needs in extras.items() if name != "dev" and any(n.startswith(wanted) for n in needs)]
     line = one_line(error, [], config_dir())
     assert line == f"hydra/launcher={launcher} is not installed: pip install 'nas_llm[{extra}]'"
+
+
+def test_debug_takes_few_records_away_from_a_small_text(tmp_path: Path) -> None:
+    (tmp_path / "small.txt").write_text(
+        "\n\n".join(f"Anna has {i} cats and {i + 1} red apples." * 4 for i in range(30))
+    )
+    given = [
+        "data=text",
+        f"data.path={tmp_path / 'small.txt'}",
+        "data.sequence_length=32",
+        f"data.cache_dir={tmp_path}",
+    ]
+    tokenizer = load_tokenizer("microworld_llama")
+    for more, message in (([], "leave nothing of data.path"), (["debug=fast"], None)):
+        data = build(checked([*given, *more, "stage=train", "run_dir=x"]).data, tokenizer=tokenizer)
+        data.prepare_data()
+        if message is not None:
+            with pytest.raises(ValueError, match=message):
+                data.setup()
+            continue
+        data.setup()
+        assert all(len(data.dataset(name)) >= data.batch_size for name in SPLITS)

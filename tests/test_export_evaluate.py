@@ -55,7 +55,7 @@ def test_export_by_name(finished, tmp_path, monkeypatch, name):  # noqa: F811
         assert torch.equal(namespace["model"](ids).logits, small(ids).logits)
 
 
-def test_export_by_id_and_by_budget(finished, tmp_path):  # noqa: F811
+def test_export_by_id_and_by_budget(finished, tmp_path, capsys):  # noqa: F811
     run = FinishedRun(finished)
     chosen = run.front.evaluations[0]
     assert export(finished, f"architecture={chosen.id[:8]}", f"export.path={tmp_path / 'by_id'}") == 0
@@ -65,13 +65,17 @@ def test_export_by_id_and_by_budget(finished, tmp_path):  # noqa: F811
     assert parameters(tmp_path / "half") <= half
     best = min(e.objectives["loss"] for e in run.front.evaluations if e.objectives["params"] <= half)
     assert run.front.pick(max_params=0.5).objectives["loss"] == best
+    assert "replaced" not in capsys.readouterr().out
+    assert export(finished, "architecture=largest", f"export.path={tmp_path / 'half'}") == 0
+    replaced = run.front.pick(max_params=0.5).architecture.id
+    assert capsys.readouterr().out.endswith(f"\nreplaced sub-network {replaced}, which was there\n")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "error: no sub-network was chosen: give one of"),
-        (["architecture=middle", "max_params=0.5"], "error: architecture=middle and max_params=0.5: give one of"),
+        ([], "error: no sub-network was chosen: give one, of architecture="),
+        (["architecture=middle", "max_params=0.5"], "error: architecture=middle or max_params=0.5: give one, not both"),
         (["architecture=ffffffffffff"], "no such ids"),
         (["max_params=1e-6"], "smallest"),
         (["max_latency_ms=5"], "latency"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,6 +100,22 @@ def cut(folder: Path) -> Path:
 def stock(folder: Path, name: str = "llama") -> Path:
     build(name).save(folder)
     return folder
+
+
+def test_what_the_stock_loader_cannot_load_says_how_it_is_loaded(tmp_path: Path) -> None:
+    cut(tmp_path / "small")
+    loads = next(line for line in (tmp_path / "small" / "README.md").read_text().splitlines() if "= nas_llm." in line)
+    found = {"from_pretrained": lambda name: from_pretrained(tmp_path / name)}
+    names = {"nas_llm": SimpleNamespace(**found)}
+    exec(loads, names)
+    assert f"with {names['model'].num_parameters():,} parameters" in (tmp_path / "small" / "README.md").read_text()
+    assert not (stock(tmp_path / "stock") / "README.md").exists()
+
+    def extra(folder: Path) -> None:
+        (folder / "README.md").write_text("its own")
+
+    save_pretrained(names["model"], tmp_path / "small", extra=extra)
+    assert (tmp_path / "small" / "README.md").read_text() == "its own"
 
 
 def refusal(path: Path | str, **settings: str) -> str:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from training_fixtures import tiny_supernet, train_loader
 
+from nas_llm.importance.magnitude import Magnitude
 from nas_llm.importance.scores import write_scores
-from nas_llm.lightning.preparation import prepared_again, quantize, sparsify
+from nas_llm.lightning.preparation import prepared_again, quantize, sort_by_importance, sparsify
 from nas_llm.quantization.rtn import RoundToNearest
 from nas_llm.run_directory import write_json
 from nas_llm.sparsity.wanda import Wanda
@@ -28,6 +29,17 @@ METHODS = {
 @torch.no_grad()
 def logits(supernet):
     return supernet.model.eval()(torch.arange(1, 25).view(2, 12)).logits
+
+
+def test_a_network_with_a_weight_that_is_not_finite_is_refused_by_its_name(tmp_path):
+    supernet = tiny_supernet()
+    with torch.no_grad():
+        supernet.model.model.layers[1].mlp.up_proj.weight[3, 5] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"model\.path.*: 1 of the 1536 values of model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
+        sort_by_importance(supernet, Magnitude(), list, tmp_path, resumes=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("sorts", [True, False])

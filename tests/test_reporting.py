@@ -302,7 +302,10 @@ def test_the_model_card_of_a_network_that_was_never_measured(tmp_path, joint):
     smallest = joint_space().smallest()
     text = write_model_card(folder, smallest, run_dir=joint.path).read_text()
     assert "Nothing has been measured" in text
-    assert smallest.id in text
+    assert f"\n# quickstart: sub-network {smallest.id}\n" in text
+    write_text(tmp_path / "run" / ".hydra" / "config.yaml", "name: supernet\nmodel: {path: /models/tiny-stories}\n")
+    text = write_model_card(folder, smallest, run_dir=tmp_path / "run").read_text()
+    assert f"\n# tiny-stories: sub-network {smallest.id}\n" in text
 
 
 @pytest.mark.parametrize(

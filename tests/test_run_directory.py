@@ -186,6 +186,16 @@ def test_resuming_with_another_space_is_refused_with_both_values(tmp_path: Path)
     assert rd.read_json(tmp_path / rd.FINGERPRINTS_FILE)["data"] == "d"
 
 
+def test_where_the_data_differ_the_setting_behind_it_is_named(tmp_path: Path) -> None:
+    settings = {"seed": 0, "data.path": "a.txt", "data.test_size": 0.05}
+    rd.refuse_mismatch(tmp_path, {"data": "one"}, settings={"data": settings})
+    rd.refuse_mismatch(tmp_path, {"data": "one"}, settings={"data": settings | {"data.path": "moved/a.txt"}})
+    with pytest.raises(ValueError, match=r"^seed=3 differs from seed=0 that .*: resume with the same seed, or"):
+        rd.refuse_mismatch(tmp_path, {"data": "other"}, settings={"data": settings | {"seed": 3}})
+    with pytest.raises(ValueError, match=r'^data="other" differs from data="one"'):  # the file's content has changed
+        rd.refuse_mismatch(tmp_path, {"data": "other"}, settings={"data": settings})
+
+
 def test_a_new_run_does_not_mix_with_an_older_ones_results(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     rd.refuse_mismatch(tmp_path, {"model": "of a start that failed"})

@@ -126,6 +126,13 @@ def test_searching_again_goes_on_from_the_archive(run_dir, capsys, monkeypatch):
     assert json.loads((run_dir / "search.json").read_text())["evaluations"] == 14
 
 
+def test_a_search_that_goes_on_keeps_its_population(run_dir):
+    more = ["search.population=null", "search.evaluations=14"]  # by itself that budget has a population of 4
+    assert cli.run(["search", f"run_dir={run_dir}", *more]) == 0
+    found = json.loads((run_dir / "search.json").read_text())
+    assert (found["population"], found["evaluations"], found["from_archive"]) == (6, 14, 10)
+
+
 def test_other_objectives_and_a_report_from_files(run_dir, capsys, monkeypatch):
     more = ["objectives=[macs,perplexity,loss]", "objectives.macs.sequence_length=16"]
     losses, known, loss = [], Archive(run_dir / "archive.jsonl").evaluations, Loss.__call__
@@ -151,7 +158,8 @@ def test_other_objectives_and_a_report_from_files(run_dir, capsys, monkeypatch):
     ("other", "key"),
     [
         (["objectives=[macs,loss]", "objectives.macs.batch_size=2"], "objectives.macs"),
-        (["data.sequence_length=20"], "data"),
+        (["data.sequence_length=20"], "data.sequence_length"),
+        (["seed=3"], "seed"),
         (["trainer.limit_val_batches=1"], "search samples"),
     ],
 )

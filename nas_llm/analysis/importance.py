@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from nas_llm.analysis.subject import Findings, Subject
+from nas_llm.importance.scores import refuse_not_finite
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import Loss
 from nas_llm.objectives.protocol import Batch
@@ -80,7 +81,9 @@ class ImportanceAnalysis:
         if not validation:
             validation += islice(data.val_dataloader(), self.batches)
         if importance:
-            supernet.sort(importance(supernet, data.calibration_dataloader()))
+            scores = importance(supernet, data.calibration_dataloader())
+            refuse_not_finite(scores, supernet)
+            supernet.sort(scores)
         space, rng = subject.space_of(supernet), np.random.default_rng(self.seed)
         loss, full = Loss(validation), supernet.largest()
         drawn = [space.sample(rng) for _ in range(self.subnetworks)]

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from nas_llm.models.fingerprint import fingerprint
@@ -37,6 +38,29 @@ def write_scores(scores: Mapping[str, Tensor], folder: Path, *, method: str, sup
             temporary,
             metadata={"method": method, **identity(supernet)},
         )
+
+
+def refuse_not_finite(scores: Mapping[str, Tensor], supernet: Supernet) -> None:
+    """Refuses scores by which nothing can be sorted, and says what of the network they come from.
+
+    Raises:
+        ValueError: a score is not finite; the first weight that is not is named.
+    """
+    if all(bool(torch.isfinite(values).all()) for values in scores.values()):
+        return
+    path = f"={supernet.model.name_or_path}" if supernet.model.name_or_path else ""
+    for name, weight in supernet.model.named_parameters():
+        lost = weight.numel() - int(torch.isfinite(weight).sum())
+        if lost:
+            raise ValueError(
+                f"model.path{path}: {lost} of the {weight.numel()} values of {name} are not finite, so that its units "
+                "cannot be sorted by importance: set model.path to a network without such weights"
+            )
+    key = next(key for key, values in scores.items() if not torch.isfinite(values).all())
+    raise ValueError(
+        f"importance: the scores of {key} are not finite, though every weight of model.path{path} is: choose another "
+        "method, as importance=magnitude, or a wider model.dtype=float32"
+    )
 
 
 def read_scores(folder: Path) -> dict[str, Tensor]:

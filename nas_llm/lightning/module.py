@@ -265,8 +265,9 @@ class SupernetModule(LightningModule):
         for name, sums in self._validation.items():
             total, tokens = self._over_ranks(sums)
             loss = (total / tokens.clamp(min=1)).item()
-            self.log(f"val/loss_{name}", loss, prog_bar=name == "largest")
-            self.log(f"val/perplexity_{name}", math.exp(min(loss, 700.0)))
+            # the same on every rank already; Lightning warns of each value that it is not told to average
+            self.log(f"val/loss_{name}", loss, prog_bar=name == "largest", sync_dist=True)
+            self.log(f"val/perplexity_{name}", math.exp(min(loss, 700.0)), sync_dist=True)
 
     def _references(self) -> dict[str, Architecture]:
         return {"largest": self.space.largest(), "middle": self.space.middle(), "smallest": self.space.smallest()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nas_llm.importance.naming import in_words
-from nas_llm.importance.scores import read_scores_of, write_scores
+from nas_llm.importance.scores import read_scores_of, refuse_not_finite, write_scores
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization import Quantization
 from nas_llm.quantization.recorded import read_quantized_layers, write_quantized_layers
@@ -57,6 +57,7 @@ def sort_by_importance(
         scores = scores_to_sort_by(supernet, importance, batches)
     if not scores:
         return
+    refuse_not_finite(scores, supernet)
     if not recorded and is_main_process():
         write_scores(scores, run_dir, method=in_words(importance), supernet=supernet)
     supernet.sort(scores)

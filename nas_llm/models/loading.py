@@ -42,6 +42,24 @@ MODEL_TYPE = "nas_llm"
 WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 EMBEDDED = "microworld_llama, microworld_neox"
+CARD = """---
+library_name: nas_llm
+pipeline_tag: text-generation
+---
+# {name}
+
+A network that was cut from a larger one, with {parameters:,} parameters, in the shape of {class_name}.
+
+```python
+import nas_llm
+
+model = nas_llm.from_pretrained("{name}")  # from the folder that holds this directory
+```
+
+`AutoModelForCausalLM` cannot load it: its configuration has no words for this shape, and the error it raises says only
+that the model type is unknown, which no newer version of transformers changes. `pip install nas-llm` brings the loader;
+it rebuilds a plain transformers model and runs no code from this directory.
+"""
 ADAPTER = "adapter"  # the folder of low-rank adapters beside a network's own files
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "nas_llm_adapter.json", "README.md")
 OWN_FILES = (  # patterns of what save_pretrained writes: the model, its card, a super-network's order, its tokenizer
@@ -202,7 +220,8 @@ def save_pretrained(
 
     Quantised layers are written packed, as compressed-tensors' ``pack-quantized`` (``models/packed_checkpoint.py``).
 
-    ``extra`` writes further files into the directory before it appears; errors name ``setting`` as the key that chose
+    Where the stock loader cannot load it, a README.md says what does. ``extra`` writes further files into the directory
+    before it appears, also another README.md; errors name ``setting`` as the key that chose
     the place.
 
     Raises:
@@ -215,7 +234,9 @@ def save_pretrained(
             f"{target}: the model has adapters beside its weights; merge them first (nas_llm.peft.merging.merge), or "
             "save the two apart (nas_llm.peft.saving)"
         )
-    write_directory(target, lambda folder: _write(model, folder), tokenizer=tokenizer, extra=extra, setting=setting)
+    write_directory(
+        target, lambda folder: _write(model, folder, target.name), tokenizer=tokenizer, extra=extra, setting=setting
+    )
 
 
 def write_directory(
@@ -296,7 +317,7 @@ def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in quantized.items()}
 
 
-def _write(model: PreTrainedModel, folder: Path) -> None:
+def _write(model: PreTrainedModel, folder: Path, name: str) -> None:
     origin = getattr(model.config, "nas_llm", None)
     if origin is None or is_stock(model):
         model.save_pretrained(folder)
@@ -316,6 +337,8 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
             "nas_llm": origin,
             "transformers_version": transformers.__version__,
         }
+        card = CARD.format(name=name, parameters=model.num_parameters(), class_name=type(model).__name__)
+        (folder / "README.md").write_text(card)
     file.write_text(json.dumps(config | quantization_keys(model), indent=2) + "\n")
 
 

@@ -14,6 +14,7 @@ from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 
 CARD_FILE = "README.md"
+UNNAMED = "supernet"  # the name of a run that was given none
 LOADERS = {  # by what can load the model; {place} is where {path} starts
     "stock": "from transformers import AutoModelForCausalLM\n\n"
     'model = AutoModelForCausalLM.from_pretrained(\n    "{path}"  # from {place}\n)',
@@ -67,7 +68,7 @@ def write_model_card(
     params = measured.objectives.get("params") if measured else None
     context = {
         "id": architecture.id,
-        "title": f"{run.name}: sub-network {architecture.id}",
+        "title": f"{_title(run)}: sub-network {architecture.id}",
         "base": run.setting("model.path"),
         "recipe": recipe(run),
         "reader": reader,
@@ -91,6 +92,12 @@ def write_model_card(
     card = folder / CARD_FILE
     write_text(card, render("model_card.md.j2", context))
     return card
+
+
+def _title(run: RunFiles) -> str:
+    """What the run is called; where nobody has given it a name, the network."""
+    network = Path(str(run.setting("model.path") or "")).name
+    return network if network and run.setting("name") in (None, UNNAMED) else run.name
 
 
 def recipe(run: RunFiles) -> list[str]:

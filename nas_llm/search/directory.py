@@ -22,6 +22,7 @@ from nas_llm.architecture import Architecture
 from nas_llm.run_directory import add_metrics, read_json, write_json
 from nas_llm.search.archive import REFERENCE, TRUNCATION, Evaluation
 from nas_llm.search.hypervolume import Box, HypervolumeCurve
+from nas_llm.search.nsga2 import NSGA2
 from nas_llm.search.pareto import COSTS, Front
 from nas_llm.search.protocol import Search
 from nas_llm.search.run import Evaluate, Ranks, SearchResult, measure_all, open_archive, run_search
@@ -161,6 +162,8 @@ def _write(
         "search_overhead": result.search_overhead if math.isfinite(result.search_overhead) else None,
         "front": [evaluation.id for evaluation in outcome.front.evaluations],
     }
+    if isinstance(search, NSGA2):
+        written["population"] = search.generation_size
     if outcome.curve is not None:
         written[HYPERVOLUME] = _hypervolume(run_dir, search, outcome.curve, outcome.heuristic, written)
     write_json(run_dir / SEARCH_FILE, written)

@@ -17,6 +17,17 @@ from nas_llm.stages.data import prepared_data
 from nas_llm.stages.search import device, untrained
 
 READS = ("analysis", "model", "data", "search_space", "trainer.accelerator")
+OVERRIDES = {
+    "analysis=importance": "or sampling; also written nas-llm analyse importance",
+    "run_dir=DIR": "where the figures are written",
+    "model.path=PATH": "a directory, a hub name, or an embedded model: microworld_llama, microworld_neox",
+    "data=text data.path=PATH": "a file, a folder or a hub name; data=instruction for Alpaca-form records",
+    "search_space=joint": "that the sub-networks are drawn from; any of the group's options",
+    "analysis.compare=[magnitude,activation]": "importance: the methods that are compared; null: all",
+    "analysis.subnetworks=N": "importance: sub-networks that each is measured on",
+    "analysis.batches=N": "importance: of the validation split; null: all",
+    "analysis=sampling analysis.steps=N": "optimizer steps that each sampler is asked for",
+}
 
 
 def main(cfg: DictConfig) -> None:

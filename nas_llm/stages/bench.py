@@ -12,6 +12,14 @@ from nas_llm.lightning.quiet import quiet
 from nas_llm.run_directory import add_metrics
 
 READS = ("bench",)
+OVERRIDES = {
+    "bench=sandwich": "what is measured; also written nas-llm bench sandwich",
+    "run_dir=DIR": "where the figures are written",
+    "bench.repeats=N": "of each timed step; medians are shown",
+    "bench.threads=N": "of PyTorch; null: one per core",
+    "bench.batch_size=N": "records of a step",
+    "bench.sequence_length=N": "tokens of a record",
+}
 
 
 def main(cfg: DictConfig) -> None:

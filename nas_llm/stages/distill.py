@@ -28,7 +28,7 @@ from nas_llm.operators.needs import Needs
 from nas_llm.operators.plan import plan_of
 from nas_llm.operators.pool import Pool
 from nas_llm.run_directory import OPERATORS, refuse_mismatch, refuse_outputs
-from nas_llm.stages.data import prepared_data
+from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.operator_search import search_operators
 from nas_llm.stages.search import device, loading, searches_operators, untrained
 
@@ -49,6 +49,18 @@ READS = (
     "latency",
     "latency_table",
 )
+OVERRIDES = {
+    "run_dir=DIR": "where the operators are kept; called again, it distils the missing ones alone",
+    "model.path=PATH": "a directory, a hub name, or an embedded model: microworld_llama, microworld_neox",
+    "data=text data.path=PATH": "a file, a folder or a hub name; data=instruction for Alpaca-form records",
+    "pool=paper": "the candidates of every sublayer; any of the group's options",
+    "distill.plan=true": "say what it would take, from config.json alone, and stop",
+    "distill.steps=N": "optimizer steps of every operator",
+    "distill.memory_gib=X": "of one process: as many sublayers are worked at once as fit; null: all",
+    "distill.processes=N": "that divide the operators among them",
+    "data.batch_size=N": "records per step",
+    "search=ilp budget.latency=X": "go on to the search, with at most this part of the full latency, or so many ms",
+}
 
 
 def main(cfg: DictConfig) -> None:
@@ -96,7 +108,8 @@ def _main(cfg: DictConfig, settings: Distilling, run_dir: Path) -> None:
     needs = needs_of(cfg, supernet, settings)
     groups_of(operators, needs, memory_gib=settings.memory_gib)  # refuses what fits nowhere, before anything is written
     importance = OmegaConf.to_container(cfg.importance, resolve=True)
-    refuse_mismatch(run_dir, {**network, "data": data.fingerprint, "importance": importance})
+    fingerprints = {**network, "data": data.fingerprint, "importance": importance}
+    refuse_mismatch(run_dir, fingerprints, settings={"data": data_settings(cfg)})
     supernet.to(place)
     sort_by_importance(supernet, build(cfg.importance), data.calibration_dataloader, run_dir, resumes=library.is_begun)
     learnt = settings.of_results | {"data.batch_size": cfg.data.batch_size, "data.seed": cfg.data.seed}

@@ -31,6 +31,16 @@ READS = (
     "max_params",
     "max_latency_ms",
 )
+OVERRIDES = {
+    "run_dir=DIR": "of the run whose sub-networks are measured on the test split",
+    "architecture=ID": "this one alone: an id of the archive, or largest, smallest, middle",
+    "max_params=X": "instead: the best of at most so many parameters (up to 1: a fraction of the full network's)",
+    "max_latency_ms=X": "instead: the best of at most this latency, where that was an objective",
+    "objectives=[perplexity,latency]": "what is measured; any of the group's options",
+    "objectives=[generated_accuracy] evaluate.texts=true": "write down what each network generated, in run_dir/texts",
+    "data.batch_size=N": "records of a batch",
+    "trainer.accelerator=cpu": "where; auto: on a GPU if there is one",
+}
 SPLIT = "test"
 TEXTS = "texts"  # the folder of a run that holds what its networks wrote
 

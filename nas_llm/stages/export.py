@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -23,7 +24,17 @@ ADAPTER = "adapter"
 
 Format = Literal["hf", "decilm"]
 READS = ("architecture", "max_params", "max_latency_ms", "export.path", "export.adapters", "export.format")
+OVERRIDES = {
+    "run_dir=DIR": "of the run whose sub-network is written",
+    "architecture=ID": "an id of the archive, or the beginning of it; or largest, smallest, middle",
+    "max_params=X": "instead: the best of at most so many parameters (up to 1: a fraction of the full network's)",
+    "max_latency_ms=X": "instead: the best of at most this latency, where that was an objective",
+    "export.path=DIR": "where to; null: run_dir/subnets/ID",
+    "export.adapters=merged": "into the weights; separate: in adapter/, for peft; auto: merged where nothing is lost",
+    "export.format=hf": "or decilm, the layout that vLLM serves",
+}
 SUBNETS, NETWORKS = "subnets", "networks"
+ANOTHER = "another model"
 
 
 def main(cfg: DictConfig) -> None:
@@ -37,6 +48,7 @@ def _main(cfg: DictConfig) -> None:
         _export_network(cfg, run)
         return
     architecture = run.choose(cfg.architecture, cfg.max_params, cfg.max_latency_ms)
+    before = _held(Path(cfg.export.path)) if cfg.export.path is not None else None
     path = export_subnetwork(
         run.supernet,
         architecture,
@@ -47,6 +59,18 @@ def _main(cfg: DictConfig) -> None:
         format=cfg.export.format,
     )
     print(f"{architecture.id}: {architecture.summary()}\nwritten to {path}; how to load it: {path / 'README.md'}")
+    if before not in (None, architecture.id):
+        print(f"replaced {before if before == ANOTHER else f'sub-network {before}'}, which was there")
+
+
+def _held(path: Path) -> str | None:
+    """What an earlier export left in ``path``: the id of the sub-network, or in words, or None."""
+    if not (path / "config.json").is_file():
+        return None
+    card = path / "README.md"
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    found = re.search(r"^# .*: sub-network ([0-9a-f]+)$", text, re.MULTILINE)
+    return ANOTHER if found is None else found[1]
 
 
 def _export_network(cfg: DictConfig, run: FinishedRun) -> None:

@@ -81,12 +81,12 @@ class FinishedRun:
         """
         budget = {"max_params": max_params, "max_latency_ms": max_latency_ms}
         if (architecture is None) == all(value is None for value in budget.values()):
-            given = " and ".join(
+            given = " or ".join(
                 f"{key}={value}" for key, value in {"architecture": architecture, **budget}.items() if value is not None
             )
             raise ValueError(
-                f"{given or 'no sub-network was chosen'}: give one of architecture=<id>|{'|'.join(REFERENCES)} "
-                "and a budget (max_params=0.5, max_latency_ms=10)"
+                f"{f'{given}: give one, not both' if given else 'no sub-network was chosen: give one'}, of "
+                f"architecture=<id>|{'|'.join(REFERENCES)} or a budget (max_params=0.5, max_latency_ms=10)"
             )
         if architecture is None:
             return self.front.pick(max_params=max_params, max_latency_ms=max_latency_ms).architecture

@@ -34,6 +34,17 @@ from nas_llm.run_directory import atomic_path, write_json, write_text
 from nas_llm.stages.trainer import built_logger, built_trainer, one_line_refusals
 
 READS = ("pretrain", "name", "trainer", "logger", "ckpt_path")
+OVERRIDES = {
+    "experiment=microworld_llama": "what is made; or microworld_neox, or an own experiment with a node pretrain",
+    "run_dir=DIR": "where the model and its scores are written",
+    "seed=N": "of the data and of the initial weights",
+    "pretrain.learning_rate=X": "at its highest",
+    "pretrain.batch_tokens=N": "tokens of a step",
+    "pretrain.score_every=N": "steps between scores",
+    "trainer.precision=bf16-mixed": "or 32-true",
+    "logger=csv": "any of the group's options",
+    "ckpt_path=last": "resume the run in run_dir from its newest checkpoint",
+}
 IGNORES = (
     "trainer.max_steps",
     "trainer.gradient_clip_val",

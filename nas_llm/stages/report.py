@@ -9,6 +9,9 @@ from nas_llm.reporting.operator_files import NETWORKS_FILE
 from nas_llm.reporting.operator_tables import networks_table
 
 READS = ()
+OVERRIDES = {
+    "run_dir=DIR": "of the run whose report is made again; or the folder of a sweep, whose runs are compared",
+}
 
 
 def main(cfg: DictConfig) -> None:

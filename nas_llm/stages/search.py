@@ -24,7 +24,7 @@ from nas_llm.peft.saving import recorded_method
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import OPERATORS, read_json
 from nas_llm.search import Archive, Initial, Search
-from nas_llm.search.directory import ARCHIVE_FILE
+from nas_llm.search.directory import ARCHIVE_FILE, SEARCH_FILE
 from nas_llm.search_space import SearchSpace
 from nas_llm.stages.data import recorded_data
 
@@ -45,6 +45,17 @@ READS = (
     "latency",
     "latency_table",
 )
+OVERRIDES = {
+    "run_dir=DIR": "of the run whose super-network, or distilled operators, are searched",
+    "search=nsga2": "how; or another option of the group",
+    "search.evaluations=N": "architectures the search may measure; more than before go on with the run's search",
+    "objectives=[params,loss]": "what it trades off; any of the group's options",
+    "trainer.limit_val_batches=N": "batches of the validation split that each one is measured on; null: all",
+    "search=ilp budget.latency=X": "of distilled operators: at most this part of the full latency, or so many ms",
+    "search=ilp budget.params=X": "likewise; also budget.memory, budget.kv_cache and budget.macs",
+    "search=ilp search.number=N": "networks for every budget, of which the best is kept",
+    "search=ilp select.steps=N": "optimizer steps by which those are compared; 0: by their loss as they are",
+}
 PROGRAMME = "nas_llm.operators.programme_search.ProgrammeSearch"
 SETTINGS = ("dtype", "attn_implementation", "trust_remote_code")  # of the model, besides where it lies
 
@@ -68,7 +79,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
-    maker = search_maker(cfg, supernet, space, objectives)
+    maker = search_maker(cfg, supernet, space, objectives, run_dir)
     if maker is None:
         raise ValueError("search=none leaves the search stage nothing to do: choose one, as search=nsga2")
     # the truncation baseline's, known after the search
@@ -99,7 +110,7 @@ def _search_operators(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def search_maker(
-    cfg: DictConfig, supernet: Supernet, space: SearchSpace, objectives: Sequence[Objective]
+    cfg: DictConfig, supernet: Supernet, space: SearchSpace, objectives: Sequence[Objective], run_dir: Path
 ) -> Callable[[], Search] | None:
     """Makes the search of the configuration, with the architectures that it starts from; None for `search=none`.
 
@@ -107,6 +118,7 @@ def search_maker(
         ValueError: a setting of the search is impossible.
     """
     runtime = {"space": space, "directions": directions(objectives), "num_parameters": supernet.num_parameters}
+    runtime |= recorded_population(cfg, run_dir)
     if build(cfg.search, **runtime, initial=()) is None:
         return None
 
@@ -115,6 +127,15 @@ def search_maker(
         return build(cfg.search, **runtime, initial=() if starts is None else starts(supernet, space))
 
     return make
+
+
+def recorded_population(cfg: DictConfig, run_dir: Path) -> dict[str, int]:
+    """The population of the run's last NSGA-II, where the configuration names none: its default depends on the budget,
+    and with another population a larger budget would not go on with what was measured."""
+    if cfg.search.get("population", 0) is not None or not (run_dir / SEARCH_FILE).exists():
+        return {}
+    before = read_json(run_dir / SEARCH_FILE)
+    return {"population": before["population"]} if "population" in before else {}
 
 
 def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:

@@ -34,7 +34,7 @@ from nas_llm.run_directory import is_main_process, recorded_fingerprints, refuse
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
 from nas_llm.sparsity.targets import chosen
-from nas_llm.stages.data import prepared_data
+from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.export import export_subnetwork
 from nas_llm.stages.finished_run import SPACE
 from nas_llm.stages.search import (
@@ -70,6 +70,18 @@ READS = (
     "search",
     "ckpt_path",
 )
+OVERRIDES = {
+    "run_dir=DIR": "where everything of this run is written; later stages name the same one",
+    "model.path=PATH": "a directory, a hub name, or an embedded model: microworld_llama, microworld_neox",
+    "data=text data.path=PATH": "a file, a folder or a hub name; data=instruction for Alpaca-form records",
+    "trainer.max_steps=N": "optimizer steps of the super-network's training",
+    "data.batch_size=N": "records per step, over all processes",
+    "optimizer.lr=X": "learning rate",
+    "sampler.k=N": "sub-networks sampled per step between the largest and the smallest",
+    "objectives=[params,loss]": "what the search trades off; any of the group's options",
+    "search.evaluations=N": "architectures the search may measure",
+    "ckpt_path=last": "resume the run in run_dir from its newest checkpoint",
+}
 IGNORES = ("trainer.enable_checkpointing", "trainer.limit_test_batches")
 PREPARES = ("importance", "sparsity", "quantization", "peft")
 VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
@@ -99,7 +111,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     with adapted(cfg, supernet):
         make_search(cfg, supernet, build(cfg.search_space, supernet=supernet), data, tokenizer, run_dir)
     space = sorted_space(cfg, supernet, data, run_dir, trainer)
-    refuse_mismatch(run_dir, identity(cfg, network, space, data))
+    refuse_mismatch(run_dir, identity(cfg, network, space, data), settings={"data": data_settings(cfg)})
     sparsify(supernet, build(cfg.sparsity), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
     quantize(supernet, build(cfg.quantization), data.calibration_dataloader, run_dir, resumes=cfg.ckpt_path is not None)
     peft = add_adapters(cfg, supernet)  # last: they stand beside the weights as they will stay
@@ -270,7 +282,7 @@ def make_search(
     runtime = {"supernet": supernet, "space": space, "batches": batches, "tokenizer": tokenizer}
     runtime |= {"data": data, "split": SPLIT}
     objectives = [build(node, **runtime) for node in cfg.objectives.values()]
-    maker = search_maker(cfg, supernet, space, objectives)
+    maker = search_maker(cfg, supernet, space, objectives, run_dir)
     if maker is None:
         return None
     settings = objective_settings(cfg)
