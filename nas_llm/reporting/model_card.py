@@ -135,14 +135,16 @@ def recipe(run: RunFiles) -> list[str]:
 
 def _of_operators(run: RunFiles) -> list[str]:
     """How networks of operators come about: candidates, programme, training."""
-    loss = str(run.setting("local_loss._target_")).rpartition(".")[2]
-    learnt = numbers.counted(run.setting("distill.steps"), "step")
-    steps = [f"Candidates for every sublayer learnt what the teacher's sublayer writes, for {learnt} with {loss}."]
+    loss, learnt, rounds = (run.setting(key) for key in ("local_loss._target_", "distill.steps", "select.steps"))
+    how = f", for {numbers.counted(learnt, 'step')} with {loss.rpartition('.')[2]}" if learnt and loss else ""
+    steps = [f"Candidates for every sublayer learnt what the teacher's sublayer writes{how}."]
     if (run.path / NETWORKS_FILE).is_file():
-        rounds = numbers.counted(run.setting("select.steps"), "step")
+        training = (
+            f", after rounds of {numbers.counted(rounds, 'step')} with the {_listed(_taught(run))}," if rounds else ""
+        )
         steps.append(
-            "An integer programme chose one candidate for every sublayer within the budgets; the best of its networks, "
-            f"after rounds of {rounds} with the {_listed(_taught(run))}, was exported."
+            "An integer programme chose one candidate for every sublayer within the budgets; the best of its networks"
+            f"{training} was exported."
         )
     return steps
 
