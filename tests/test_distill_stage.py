@@ -75,7 +75,7 @@ def test_the_same_directory_makes_what_is_missing_alone(run_dir, capsys):
         ("distill.steps=4", "distill.steps=4 differs from distill.steps=3"),
         ("local_loss=mse", "local_loss="),
         ("model=microworld_neox", "another network"),
-        ("data.train_size=44", "data="),
+        ("data.train_size=44", "data.train_size=44 differs from data.train_size=40"),
         ("distill.memory_gib=0.001", "set distill.memory_gib="),
     ],
 )

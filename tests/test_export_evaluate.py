@@ -184,7 +184,7 @@ def test_what_only_a_search_knows_names_it_and_the_networks_that_need_none(unsea
 @pytest.mark.parametrize("stage", ["evaluate", "search"])
 @pytest.mark.parametrize(
     ("override", "says"),
-    [("seed=1", "error: data="), ("data.sequence_length=80", "error: data.sequence_length=80")],
+    [("seed=1", "error: seed=1 differs from seed=0"), ("data.sequence_length=80", "error: data.sequence_length=80")],
 )
 def test_data_that_are_not_the_runs_are_refused(finished, tmp_path, capsys, stage, override, says):  # noqa: F811
     run_dir = Path(shutil.copytree(finished, tmp_path / "run"))

@@ -170,7 +170,9 @@ def test_what_an_own_option_interpolates_is_read_where_that_is():
 def test_importance_is_read_by_the_analysis_that_sorts_alone():
     given = ["importance=none"]
     assert checked(["analysis=sampling", *given, "run_dir=x", "stage=analyse"], given)
-    assert "does not read importance, only train;" in refusal("analyse", *given)  # none is chosen: it has no effect
+    assert "does not read importance, only distill, train;" in refusal(
+        "analyse", *given
+    )  # none is chosen: it has no effect
     with pytest.raises(ValueError, match="does not read importance, only train;"):
         checked(["analysis=importance", *given, "run_dir=x", "stage=analyse"], given)
 
