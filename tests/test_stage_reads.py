@@ -173,7 +173,7 @@ def test_importance_is_read_by_the_analysis_that_sorts_alone():
     assert "does not read importance, only distill, train;" in refusal(
         "analyse", *given
     )  # none is chosen: it has no effect
-    with pytest.raises(ValueError, match="does not read importance, only train;"):
+    with pytest.raises(ValueError, match="does not read importance, only distill, train;"):
         checked(["analysis=importance", *given, "run_dir=x", "stage=analyse"], given)
 
 
