@@ -157,3 +157,13 @@ def test_a_network_is_exported_again_and_its_card_and_report_say_what_it_is(copi
     assert page.count("data:image/png;base64,") == len(list(copied.glob("*.png"))) - len(
         [copied / "importance_scores.png"]
     )
+
+
+def test_other_training_is_never_mistaken_for_what_was_measured_before(copied):
+    before = next(row for row in read_networks(copied) if row.budget == {"params": 0.6} and row.winner)
+    longer = [f"run_dir={copied}", "budget.params=0.6", "select.steps=6", "select.lr=0.003"]
+    assert nas("search", *longer) == 0
+    after = {row.id: row for row in read_networks(copied) if row.budget == {"params": 0.6}}[before.id]
+    assert after.losses[0] == before.losses[0]
+    assert after.losses[1] != before.losses[1]
+    assert len([folder for folder in (copied / "selection").iterdir() if folder.is_dir()]) == 2

@@ -6,6 +6,7 @@ losses by network; a new budget is solved from them in seconds.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,6 +87,8 @@ def search_operators(
     scores = measured_scores(library, supernet, operators, list(data.calibration_dataloader()), data.fingerprint, show)
     write_operators(run_dir, library, operators, scores, costs)
     make = partial(assemble, supernet, make=library.make(supernet))
+    distillation = build(cfg.distillation)
+    folder = selection_folder(cfg, run_dir, library, data.fingerprint)
 
     def untrained_loss(network: OperatorNetwork) -> float:
         return mean_token_loss(make(network), batches)
@@ -106,20 +109,20 @@ def search_operators(
             ranked = halving(
                 [network for network, _ in pairs],
                 make=make,
-                teacher=supernet if build(cfg.distillation).uses_teacher else None,
-                loss=build(cfg.distillation),
+                teacher=supernet if distillation.uses_teacher else None,
+                loss=distillation,
                 batches=partial(training_batches, data, halving),
                 evaluate=partial(mean_token_loss, batches=batches),
-                folder=run_dir / SELECTION,
+                folder=folder,
                 progress=partial(_advance, bar),
             )
         solutions = dict(pairs)
         of_budget = [Found(budget, each.network, solutions[each.network], each) for each in ranked]
         best = min(of_budget, key=lambda each: (-each.ranked.rounds, each.ranked.loss))
-        path = export(best, make, tokenizer, run_dir, halving)
+        path = export(best, make, tokenizer, run_dir, halving, folder)
         found += [replace(each, winner=each is best, path=path if each is best else None) for each in of_budget]
     teacher_loss = mean_token_loss(supernet.model, batches)
-    write_networks(run_dir, found, costs, OperatorNetwork.teacher(layers), teacher_loss, cfg.budget.of)
+    write_networks(run_dir, found, costs, OperatorNetwork.teacher(layers), teacher_loss)
     page = write_report(run_dir)
     print(networks_table(run_dir))
     winners = [each.network for each in found if each.winner]
@@ -232,6 +235,28 @@ def measured_scores(
         return scores.complete(supernet, operators, partial(library.load, supernet), batches, partial(_advance, bar))
 
 
+def selection_folder(
+    cfg: DictConfig,
+    run_dir: Path,
+    library: Library,
+    measured_on: str,
+) -> Path:
+    """Where losses and weights of short training are kept: one folder for everything that they follow from, so that
+    other steps, losses, data or operators never meet what was measured before."""
+    follows = {
+        "select": OmegaConf.to_container(cfg.select, resolve=True),
+        "distillation": OmegaConf.to_container(cfg.distillation, resolve=True),
+        "data": [measured_on, cfg.data.batch_size, cfg.data.seed, cfg.trainer.limit_val_batches],
+        "operators": [
+            [*place, operator.name, library.made(place, operator)]
+            for place, pool in library.operators.items()
+            for operator in pool
+        ],
+    }
+    key = hashlib.sha256(json.dumps(follows, sort_keys=True).encode()).hexdigest()[:12]
+    return run_dir / SELECTION / key
+
+
 def training_batches(data: Any, halving: SuccessiveHalving, number: int) -> Iterator[Mapping[str, Tensor]]:
     """Those of a round: as many as it has steps, behind those of the rounds before it."""
     loader = data.train_dataloader()
@@ -250,11 +275,12 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     run_dir: Path,
     halving: SuccessiveHalving,
+    folder: Path,
 ) -> Path:
-    """The network with the weights that its last round left."""
+    """The network with the weights that its last round left in ``folder``."""
     model = make(best.network)
     if best.ranked.rounds:
-        halving.restore(model, run_dir / SELECTION, best.network, best.ranked.rounds)
+        halving.restore(model, folder, best.network, best.ranked.rounds)
     small = Supernet(model)
     path = run_dir / NETWORKS / best.network.id
     return export_subnetwork(small, small.largest(), tokenizer, run_dir=run_dir, path=path, setting="run_dir")
@@ -284,7 +310,6 @@ def write_networks(
     costs: Mapping[str, CostTable],
     teacher: OperatorNetwork,
     teacher_loss: float,
-    of: str,
 ) -> None:
     """networks.jsonl: the budgets of this search in the place of the same ones before it, all others stay."""
     file = run_dir / NETWORKS_FILE
