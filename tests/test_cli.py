@@ -450,12 +450,17 @@ def test_what_jobs_of_a_sweep_refuse_is_one_line_and_the_others_run(
     assert not list(Path("sweep").glob(".refused"))
 
 
-def test_a_sweep_of_eighteen_jobs_is_checked_in_seconds(nas: Nas) -> None:
-    checked(["stage=train"])  # what is imported once, is imported
-    jobs = "seed=1,2,-3", "experiment=glob(ablation_samplers/*)"
-    begin = time.process_time()
-    assert nas("train", "-m", *jobs, "run_dir=sweep") == 2  # by job 12 of 0 to 17
-    assert time.process_time() - begin < 6  # under 2 without other load
+def test_a_job_of_a_sweep_is_checked_in_the_time_of_its_configuration(nas: Nas) -> None:
+    ratios = []
+    for name in ("first", "second"):  # what is imported once, is imported; the machine may be busy
+        begin = time.process_time()
+        assert nas("train", "-m", "seed=1,-3", "experiment=glob(ablation_samplers/*)", f"run_dir={name}") == 2  # job 6
+        several = time.process_time() - begin
+        begin = time.process_time()
+        checked(["stage=train", "experiment=ablation_samplers/grid-params"])
+        ratios.append(several / 7 / (time.process_time() - begin))
+    print(ratios)
+    assert min(ratios) < 3, ratios
 
 
 def test_the_command_to_go_on_is_one_that_the_stage_takes(nas: Nas, capsys: pytest.CaptureFixture[str]) -> None:
