@@ -13,8 +13,9 @@ SMALL = {
     "search_space": 'model, draws, candidates = "microworld_llama", 60, 3',
     "unast_structures": """run_dir = "operators"
 overrides = [
-    "pool=deployable", "distill.steps=1", "distill.score_batches=1", "trainer.limit_val_batches=1", "budget.latency=[0.7]",
-    "search.number=1", "select.steps=0", "latency.rounds=1", "latency.sequence_length=16", "data.train_size=64",
+    "pool=deployable", "distill.steps=1", "distill.score_batches=1", "trainer.limit_val_batches=1",
+    "budget.latency=[0.7]", "search.number=1", "select.steps=0", "latency.rounds=1", "latency.sequence_length=16",
+    "data.train_size=64",
     "data.validation_size=8", "data.calibration_size=8", "data.batch_size=4",
 ]""",
 }
