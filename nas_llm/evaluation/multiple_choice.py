@@ -167,7 +167,7 @@ class _Group:
     """Options that begin alike.
 
     beginning: their common tokens, run once.
-    first: the shortest context among them, whose last token predicts the first token that is scored.
+    first: tokens up to the one that predicts the first that is scored: the shortest context, or the beginning.
     endings: the rest of each sequence but for its last token -> (item, option, context's length, option's tokens).
     """
 
@@ -187,7 +187,7 @@ def _groups(items: Sequence[Sequence[Pair]], *, shared: bool) -> list[_Group]:
         common = _common(runs, min(len(context) for context, _ in options)) if shared else 0
         for index, (run, (context, option)) in enumerate(zip(runs, options, strict=True)):
             beginning = run[:common] if common else run
-            group = found.setdefault(beginning, _Group(beginning, len(context)))
+            group = found.setdefault(beginning, _Group(beginning, len(beginning)))
             group.first = min(group.first, len(context))
             group.endings.setdefault(run[len(beginning) :], []).append((item, index, len(context), option))
     return list(found.values())
@@ -239,7 +239,7 @@ def _score(model: PreTrainedModel, groups: Sequence[_Group], sums: Sequence[np.n
         before = begun[number, begun.shape[1] - (lengths[number] - group.first + 1) :]
         for ending, options in group.endings.items():
             parts = [before, ended[number, ending]] if ending else [before]
-            predicted = torch.cat(parts).float().log_softmax(-1)  # from the last token of the shortest context on
+            predicted = torch.cat(parts).float().log_softmax(-1)
             for item, index, context, option in options:
                 tokens = torch.tensor(option, device=predicted.device)
                 start = context - group.first
