@@ -56,6 +56,9 @@ TYPES = {
     "max_latency_ms": float | None,
     "export.path": str | None,
     "export.format": Literal["hf", "decilm"],
+    "evaluate.model_path": str | None,
+    "evaluate.name": str | None,
+    "evaluate.replace": bool,
     "evaluate.texts": bool,
     "model.path": str,
 }
