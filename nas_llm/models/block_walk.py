@@ -167,6 +167,12 @@ def projections(supernet: Supernet) -> tuple[tuple[Projection, ...], ...]:
     )
 
 
+def dense_weights(supernet: Supernet) -> tuple[nn.Parameter, ...]:
+    """The weights of :func:`projections` that are no integers, as the modules store them."""
+    every = (projection for of_block in projections(supernet) for projection in of_block)
+    return tuple(p.parameter for p in every if not isinstance(p.module, QuantizedLinear))
+
+
 def _not_finite(name: str, dtype: torch.dtype) -> ValueError:
     mend = "set model.path to one whose weights are whole"
     if dtype != torch.float32:

@@ -24,6 +24,7 @@ from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
 from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
+from nas_llm.models.block_walk import dense_weights
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
@@ -32,7 +33,9 @@ from nas_llm.quantization.targets import layers_to_quantize
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, recorded_fingerprints, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
+from nas_llm.samplers.standard import StandardSampler
 from nas_llm.search_space import SearchSpace
+from nas_llm.sparsity.counting import Zeros, pattern_of
 from nas_llm.sparsity.targets import chosen
 from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.export import export_subnetwork
@@ -84,6 +87,7 @@ OVERRIDES = {
 }
 IGNORES = ("trainer.enable_checkpointing", "trainer.limit_test_batches")
 PREPARES = ("importance", "sparsity", "quantization", "peft")
+SPARSE = 0.05  # of linear weights that are exactly zero, from which on that is no accident
 VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
 
 
@@ -124,7 +128,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     with one_line_refusals(cfg):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint_path(cfg))
     if trainer.is_global_zero:
-        conclude(pareto, supernet, tokenizer, run_dir)
+        conclude(pareto, supernet, tokenizer, run_dir, alone=isinstance(module.sampler, StandardSampler))
 
 
 def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
@@ -147,6 +151,40 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
         raise ValueError(
             f"model.path={cfg.model.path} is quantised, so that its weights cannot be trained: add trainer.max_steps=0 "
             "scheduler=none to search it as it is, or set model.path to the network before it was quantised"
+        )
+    refuse_sparse(cfg, supernet)
+
+
+def refuse_sparse(cfg: DictConfig, supernet: Supernet) -> None:
+    """Refuse to lose the zeros of a sparse network, or their pattern, without being asked to.
+
+    Raises:
+        ValueError: units would be sorted whose neighbours make up a pattern; all weights are trained and
+            ``training.zeros`` says nothing, or it says something of a network that is dense.
+    """
+    if cfg.sparsity:
+        return
+    weights = [weight.detach() for weight in dense_weights(supernet)]
+    found, zeros = sum((Zeros.of(weight) for weight in weights), Zeros(0, 0)), cfg.training.zeros
+    is_sparse, model = found.sparsity >= SPARSE, f"model.path={cfg.model.path}"
+    pattern = pattern_of(weights) if is_sparse and cfg.importance else None
+    if pattern is not None:
+        raise ValueError(
+            f"{model} has the pattern {pattern} in its weights, which sorting their channels would take apart: add "
+            "importance=none"
+        )
+    if cfg.get("peft") or cfg.trainer.max_steps == 0:
+        return
+    if is_sparse and zeros is None:
+        raise ValueError(
+            f"{model} is sparse, {found.sparsity:.1%} of its linear weights are zero, which training would fill: add "
+            "training.zeros=keep to train the others, training.zeros=fill to train all, or peft=sparse_peft for "
+            "adapters that keep them"
+        )
+    if not is_sparse and zeros is not None:
+        raise ValueError(
+            f"training.zeros={zeros} cannot take effect: {model} is dense, {found.sparsity:.1%} of its linear weights "
+            "are zero; leave it out"
         )
 
 
@@ -290,10 +328,14 @@ def make_search(
     return SupernetSearch(run_dir, maker, objectives, batches, lambda: as_prepared(cfg, run_dir), settings, progress)
 
 
-def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
-    """Export, report, and say where everything lies and what to try next."""
+def conclude(
+    pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path, *, alone: bool = False
+) -> None:
+    """Export, report, and say where everything lies and what to try next; ``alone``: the whole network was trained, and
+    no sub-network of it."""
     if pareto.outcome is None:
-        print(f"\nEverything lies in {run_dir}; try next: {_command('search', run_dir, 'search=nsga2')}")
+        after = ("export", run_dir, "architecture=largest") if alone else ("search", run_dir, "search=nsga2")
+        print(f"\nEverything lies in {run_dir}; try next: {_command(*after)}")
         return
     supernet.to("cpu")
     exported = [
