@@ -11,12 +11,14 @@ of every projection are those of the network that will run (Frantar et al., "GPT
 
 A pass runs the model's own code with the one block active, so that masks, rotary embeddings and sliding windows are
 made as in the whole network; they are made again for every block and batch instead of being kept. Held above the
-model's own memory are the hidden states of the calibration set, once, the statistics of one block, and one batch's
-activations in it. Statistics are made by ``models/input_statistics.py``.
+model's own memory are the statistics of one block, one batch's activations in it, and the hidden states of the
+calibration set, once, as far as they are no larger than a block; more of them lie in a temporary file. Statistics are
+made by ``models/input_statistics.py``.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from nas_llm.architecture import Architecture
+from nas_llm.models.hidden_states import HiddenStates
 from nas_llm.models.modes import evaluating
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
@@ -127,10 +130,31 @@ def walk(supernet: Supernet, batches: Iterable[Batch]) -> Iterator[Block]:
     if not calibration.batches:
         raise ValueError("there is no calibration batch: set data.calibration_size above 0")
     every = projections(supernet)
-    for index, of_block in enumerate(every):
-        if index:
-            calibration.advance()
-        yield Block(index, of_block, calibration)
+    try:
+        for index, of_block in enumerate(every):
+            if index:
+                calibration.advance()
+            yield Block(index, of_block, calibration)
+    finally:
+        calibration.states.close()
+
+
+def by_statistic(
+    projections: Sequence[Projection], statistics: dict[str, S]
+) -> Iterator[tuple[S, tuple[Projection, ...]]]:
+    """Each statistic of :meth:`Block.collect` with the projections that share it, once.
+
+    ``statistics`` is emptied on the way, so that a statistic's memory goes with the caller's last use of it.
+    """
+    remaining = [projection for projection in projections if projection.name in statistics]
+    while remaining:
+        statistic = statistics[remaining[0].name]
+        sharing = tuple(projection for projection in remaining if statistics[projection.name] is statistic)
+        remaining = [projection for projection in remaining if projection not in sharing]
+        for projection in sharing:
+            del statistics[projection.name]
+        yield statistic, sharing
+        del statistic
 
 
 def projections(supernet: Supernet) -> tuple[tuple[Projection, ...], ...]:
@@ -161,7 +185,9 @@ class _Calibration:
 
     def __init__(self, supernet: Supernet, batches: list[Batch]) -> None:
         self.supernet, self.batches, self.index = supernet, batches, 0
-        self.states: list[Tensor | None] = [None] * len(batches)  # None: what the embeddings give
+        sizes = [batch["input_ids"].numel() * supernet.largest().hidden for batch in batches]
+        blocks = [sum(p.numel() for m in modules for p in m.parameters()) for modules in supernet.layer_modules]
+        self.states = HiddenStates(sizes, in_memory=sum(sizes) <= max(blocks))
 
     def mask(self, number: int) -> Tensor:
         return self.batches[number]["attention_mask"].to(self.supernet.model.device)
@@ -175,7 +201,8 @@ class _Calibration:
     @torch.no_grad()
     def run(self, number: int) -> Tensor:
         """What the block in work writes for a batch, in evaluation mode; beside it embeddings and the last norm run."""
-        full, model, state = self.supernet.largest(), self.supernet.model, self.states[number]
+        full, model = self.supernet.largest(), self.supernet.model
+        state = self.states[number] if self.index else None  # None: what the embeddings give
         tokens = self.batches[number]["input_ids"].to(model.device)
         written: list[Tensor] = []
 
@@ -203,17 +230,18 @@ class _Reads:
 
     def __init__(self, mask: Tensor, make: Callable[[int, torch.device], Any], found: dict[str, Any]) -> None:
         self.mask, self.make, self.found = mask, make, found
-        self._seen: list[tuple[Tensor, Any]] = []  # of this batch; they stay alive, so that identity tells them apart
+        self._seen: list[tuple[weakref.ref[Tensor], Any]] = []  # of this batch; they may go when the block is done
 
     def __call__(self, name: str, read: Tensor) -> None:
         for tensor, statistic in self._seen:
-            if tensor is read and self.found.setdefault(name, statistic) is statistic:
+            if tensor() is read and self.found.setdefault(name, statistic) is statistic:
                 return
         if name not in self.found:
             self.found[name] = self.make(read.shape[-1], read.device)
-        self._seen.append((read, self.found[name]))
-        tokens = read.reshape(*self.mask.shape, read.shape[-1])  # some families flatten the first two
-        self.found[name].add(tokens[self.mask.bool()].float())
+        self._seen.append((weakref.ref(read), self.found[name]))
+        tokens = read.reshape(-1, read.shape[-1])  # some families flatten the first two
+        counted = self.mask.bool().flatten()
+        self.found[name].add((tokens if bool(counted.all()) else tokens[counted]).float())
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class Hessian:
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
-        return bool(self.matrix.isfinite().all())
+        return finite(self.matrix)
 
 
 class ChannelNorms:
@@ -40,24 +40,31 @@ class ChannelNorms:
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
-        return bool(self._squares.isfinite().all())
+        return finite(self._squares)
 
     @property
     def norms(self) -> Tensor:
         return self._squares.sqrt()
 
 
-def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:
+def finite(values: Tensor) -> bool:
+    """Whether all are finite, without a tensor of answers: NaN and infinity pass through to the extremes."""
+    return all(bool(extreme.isfinite()) for extreme in values.aminmax())
+
+
+def inverse_cholesky(hessian: Tensor, damping: float, *, overwrite: bool = False) -> Tensor:
     """The upper Cholesky factor U (in, in) of the inverse of the damped Hessian: H^-1 = U^T U.
 
-    ``damping`` is added to the diagonal as a fraction of its mean. Channels that are never active have it alone.
+    ``damping`` is added to the diagonal as a fraction of its mean. Channels that are never active have it alone. With
+    ``overwrite`` the factor takes the Hessian's memory; otherwise a copy of it, and no more either way.
 
     Raises:
-        torch.linalg.LinAlgError: there is none.
+        torch.linalg.LinAlgError: there is none; an overwritten Hessian is lost then too.
     """
-    damped = hessian.clone()
+    damped = hessian.mT if overwrite else hessian.mT.clone(memory_format=torch.preserve_format)
+    assert damped.mT.is_contiguous()  # columns, as LAPACK reads them: it would copy anything else
     mean = damped.diagonal().mean()
     damped.diagonal().add_(damping * mean if mean > 0 else 1.0)  # nothing is active: every channel costs the same
     torch.linalg.cholesky(damped, out=damped)
     torch.cholesky_inverse(damped, out=damped)
-    return torch.linalg.cholesky(damped, upper=True)
+    return torch.linalg.cholesky(damped, upper=True, out=damped)
