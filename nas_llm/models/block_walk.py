@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from nas_llm.architecture import Architecture
 from nas_llm.models.modes import evaluating
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
@@ -112,7 +111,6 @@ class Block:
                 raise _not_finite(f"what {name} reads", self.calibration.supernet.model.dtype)
         return found
 
-
     def collect_stream(self, make: Callable[[int, torch.device], S], norm: nn.Module | None) -> S:
         """A statistic of the residual stream over all calibration batches, as it is now: of what ``norm``, a module of
         this block, reads; None: of what the block writes.
@@ -123,19 +121,22 @@ class Block:
         """
         self._refuse_left()
         found: list[S] = []
-        for number in range(len(self.calibration.batches)):
-            mask = self.calibration.mask(number)
-            read: list[Tensor] = []
-            handles = [] if norm is None else [norm.register_forward_pre_hook(lambda _, args: read.append(args[0]))]
-            try:
-                written = self.calibration.run(number)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            stream = written if norm is None else read[0]
-            tokens = stream.reshape(*mask.shape, stream.shape[-1])  # some families flatten the first two
-            found = found or [make(stream.shape[-1], stream.device)]
-            found[0].add(tokens[mask.bool()].float())
+        read: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+            read[:] = [args[0]]
+
+        handles = [] if norm is None else [norm.register_forward_pre_hook(keep)]
+        try:
+            for number in range(len(self.calibration.batches)):
+                mask, written = self.calibration.mask(number), self.calibration.run(number)
+                stream = written if norm is None else read[0]
+                tokens = stream.reshape(*mask.shape, stream.shape[-1])  # some families flatten the first two
+                found = found or [make(stream.shape[-1], stream.device)]
+                found[0].add(tokens[mask.bool()].float())
+        finally:
+            for handle in handles:
+                handle.remove()
         if not found[0].is_finite():
             raise _not_finite(f"the residual stream of block {self.index}", self.calibration.supernet.model.dtype)
         return found[0]
@@ -200,7 +201,7 @@ class _Calibration:
     @torch.no_grad()
     def run(self, number: int) -> Tensor:
         """What the block in work writes for a batch, in evaluation mode; beside it embeddings and the last norm run."""
-        full, model, state = self.supernet.largest(), self.supernet.model, self.states[number]
+        model, state = self.supernet.model, self.states[number]
         tokens = self.batches[number]["input_ids"].to(model.device)
         written: list[Tensor] = []
 
@@ -212,10 +213,10 @@ class _Calibration:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             written.append(output[0] if isinstance(output, tuple) else output)
 
-        block, alone = self.supernet.blocks[self.index], Architecture(full.hidden, (full.layers[self.index],))
+        block = self.supernet.blocks[self.index]
         handles = [block.register_forward_pre_hook(give, with_kwargs=True), block.register_forward_hook(keep)]
         try:
-            with evaluating(model), self.supernet.activate(alone):
+            with evaluating(model), self.supernet.activate_block(self.index):
                 model.base_model(input_ids=tokens, attention_mask=self.mask(number), use_cache=False)
         finally:
             for handle in handles:

@@ -1,9 +1,9 @@
-"""Statistics of what a projection reads, X (in, tokens), summed over calibration batches, in float32 if
-nothing else is said.
+"""Statistics of what a projection reads, X (in, tokens), summed over calibration batches.
 
 ``Hessian``: 2 X X^T (in, in), of the squared error ||W X - W' X||^2 of each row of W (Frantar et al., "Optimal Brain
 Compression", 2022, section 4); for SparseGPT and GPTQ. ``ChannelNorms``: ||X_j||_2 of each input channel j (in,); for
-Wanda. ``SecondMoment``: X X^T (in, in) in float64, for principal components. Padding tokens are none of the tokens. ``inverse_cholesky`` is what both read of a Hessian.
+Wanda. ``SecondMoment``: X X^T (in, in), of the principal components of X; for SliceGPT. The first two are float32, the
+last is float64. Padding tokens are none of the tokens. ``inverse_cholesky`` is what both read of a Hessian.
 """
 
 from __future__ import annotations
