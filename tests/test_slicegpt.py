@@ -26,6 +26,7 @@ from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Identity, OperatorNetwork
 from nas_llm.operators.pool import Pool
+from nas_llm.quantization.rtn import RoundToNearest
 from nas_llm.run_directory import read_json, write_text
 from nas_llm.search_space import SearchSpace
 from nas_llm.sparsity.wanda import Wanda
@@ -318,6 +319,19 @@ def test_layer_wise_methods_walk_through_it():
     assert_close(hessian.matrix, 2 * reads[0].T @ reads[0], 1e-5)
     Wanda(sparsity=0.5)(held, [batch()])
     assert (projection.weight == 0).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_it_is_quantised_and_loaded_again(tmp_path):
+    held = Supernet(sliced(build("llama"), 1 / 3).model)
+    before = logits_of(held.model, batch())
+    RoundToNearest(bits=8, group_size=16)(held, [batch()])
+    quantised = logits_of(held.model, batch())
+    assert_close(quantised, before, 0.1)
+    save_pretrained(held.extract(held.largest()), tmp_path / "model")
+    assert_close(logits_of(from_pretrained(tmp_path / "model"), batch()), quantised, 1e-6)
+    opt = Supernet(sliced(build("opt"), 1 / 3).model)
+    with pytest.raises(ValueError, match="fc2 adds the rotated residual stream"):
+        RoundToNearest(bits=8, group_size=16)(opt, [batch()])
 
 
 # ------------------------------------------------------------------ refusals
