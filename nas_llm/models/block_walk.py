@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from nas_llm.architecture import Architecture
 from nas_llm.models.hidden_states import HiddenStates
 from nas_llm.models.modes import evaluating
 from nas_llm.models.quantized_linear import QuantizedLinear
@@ -102,8 +101,7 @@ class Block:
             ValueError: a statistic is not finite; its projection is named.
             RuntimeError: the walk has gone on to another block.
         """
-        if self.calibration.index != self.index:
-            raise RuntimeError(f"block {self.index} is left behind: the walk is at block {self.calibration.index}")
+        self._refuse_left()
         wanted = None if names is None else set(names)
         chosen = [projection for projection in self.projections if wanted is None or projection.name in wanted]
         found: dict[str, S] = {}
@@ -113,8 +111,42 @@ class Block:
                 self.calibration.run(number)
         for name, statistic in found.items():
             if not statistic.is_finite():
-                raise _not_finite(name, self.calibration.supernet.model.dtype)
+                raise _not_finite(f"what {name} reads", self.calibration.supernet.model.dtype)
         return found
+
+    def collect_stream(self, make: Callable[[int, torch.device], S], norm: nn.Module | None) -> S:
+        """A statistic of the residual stream over all calibration batches, as it is now: of what ``norm``, a module of
+        this block, reads; None: of what the block writes.
+
+        Raises:
+            ValueError: the statistic is not finite.
+            RuntimeError: the walk has gone on to another block.
+        """
+        self._refuse_left()
+        found: list[S] = []
+        read: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+            read[:] = [args[0]]
+
+        handles = [] if norm is None else [norm.register_forward_pre_hook(keep)]
+        try:
+            for number in range(len(self.calibration.batches)):
+                mask, written = self.calibration.mask(number), self.calibration.run(number)
+                stream = written if norm is None else read[0]
+                tokens = stream.reshape(*mask.shape, stream.shape[-1])  # some families flatten the first two
+                found = found or [make(stream.shape[-1], stream.device)]
+                found[0].add(tokens[mask.bool()].float())
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found[0].is_finite():
+            raise _not_finite(f"the residual stream of block {self.index}", self.calibration.supernet.model.dtype)
+        return found[0]
+
+    def _refuse_left(self) -> None:
+        if self.calibration.index != self.index:
+            raise RuntimeError(f"block {self.index} is left behind: the walk is at block {self.calibration.index}")
 
 
 def walk(supernet: Supernet, batches: Iterable[Batch]) -> Iterator[Block]:
@@ -173,11 +205,11 @@ def dense_projections(supernet: Supernet) -> tuple[Projection, ...]:
     return tuple(projection for projection in every if not isinstance(projection.module, QuantizedLinear))
 
 
-def _not_finite(name: str, dtype: torch.dtype) -> ValueError:
+def _not_finite(what: str, dtype: torch.dtype) -> ValueError:
     mend = "set model.path to one whose weights are whole"
     if dtype != torch.float32:
         mend = "set model.dtype=float32"
-    return ValueError(f"what {name} reads on the calibration data is not finite: the network overflows there; {mend}")
+    return ValueError(f"{what} on the calibration data is not finite: the network overflows there; {mend}")
 
 
 class _Calibration:
@@ -201,7 +233,7 @@ class _Calibration:
     @torch.no_grad()
     def run(self, number: int) -> Tensor:
         """What the block in work writes for a batch, in evaluation mode; beside it embeddings and the last norm run."""
-        full, model = self.supernet.largest(), self.supernet.model
+        model = self.supernet.model
         state = self.states[number] if self.index else None  # None: what the embeddings give
         tokens = self.batches[number]["input_ids"].to(model.device)
         written: list[Tensor] = []
@@ -214,10 +246,10 @@ class _Calibration:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             written.append(output[0] if isinstance(output, tuple) else output)
 
-        block, alone = self.supernet.blocks[self.index], Architecture(full.hidden, (full.layers[self.index],))
+        block = self.supernet.blocks[self.index]
         handles = [block.register_forward_pre_hook(give, with_kwargs=True), block.register_forward_hook(keep)]
         try:
-            with evaluating(model), self.supernet.activate(alone):
+            with evaluating(model), self.supernet.activate_block(self.index):
                 model.base_model(input_ids=tokens, attention_mask=self.mask(number), use_cache=False)
         finally:
             for handle in handles:
