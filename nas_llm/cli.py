@@ -19,7 +19,7 @@ from nas_llm.stages import modules
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
 FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
 USAGE_ERROR, INTERRUPTED = 2, 130
-NAMED = {"bench": "bench", "analyse": "analysis"}  # nas-llm bench sandwich: stages that take a group's option by name
+NAMED = {"bench": "bench", "analyse": "analysis", "reproduce": "reproduce"}  # nas-llm bench sandwich: by an option's name
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     stage, rest = arguments[0], list(arguments[1:])
     if stage not in stages():
         return _fail(_unknown_stage(stage))
-    if stage in NAMED and rest and rest[0].isidentifier():
+    if stage in NAMED and rest and rest[0].replace("/", "_").isidentifier():
         rest[0] = f"{NAMED[stage]}={rest[0]}"
     if {"-h", "--help"} & set(rest):
         print(stage_help(stage))
