@@ -76,12 +76,12 @@ def overview() -> str:
 def stage_help(stage: str) -> str:
     """The text of `nas-llm STAGE --help`: the overrides people need most, and the groups and options it reads."""
     from nas_llm.config_errors import groups, inner_groups, options
-    from nas_llm.launch import CONTINUING, RESUMING, TRAINING
+    from nas_llm.launch import CONTINUING, RESUMING, STARTING, TRAINING
     from nas_llm.stage_reads import OF_EVERY_STAGE, declared, overrides_of
 
     folder, reads = config_dir(), declared()[stage].keys
     known = sorted([*groups(folder), *inner_groups(folder)])
-    of_stage = (*reads, *(OF_EVERY_STAGE if stage in (*TRAINING, *RESUMING) else ()))
+    of_stage = (*reads, *(OF_EVERY_STAGE if stage in (*TRAINING, *STARTING, *RESUMING) else ()))
     read = [group for group in known if group.partition("/")[0] in of_stage]
     lines = [stages()[stage], f"\nusage: nas-llm {stage} [key=value ...] [--cfg job] [-m] [--config-dir DIR]"]
     lines += ["\noverrides people need most:", *_columns(overrides_of(stage))]

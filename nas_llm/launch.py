@@ -41,6 +41,7 @@ from nas_llm.stage_reads import refuse_ignored, refuse_unread, unread
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left
 TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with ckpt_path
+STARTING = ("prune",)  # stages that start a run, and do all of it at once
 RESUMING = ("distill",)  # stages that go on by themselves where run_dir holds what they began
 FILES_ONLY = ("report",)  # stages that read a run directory and need nothing heavy
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"  # what the other ranks of this job run, whatever their command line says
@@ -217,7 +218,8 @@ def _held(cfg: DictConfig) -> Iterator[None]:
 
 
 def _starts_anew(cfg: DictConfig) -> bool:
-    return cfg.stage in TRAINING and cfg.ckpt_path is None and is_main_process()
+    starts = cfg.stage in STARTING or (cfg.stage in TRAINING and cfg.ckpt_path is None)
+    return starts and is_main_process()
 
 
 def _with_config_dir(overrides: Sequence[str], folder: str | None, flags: list[str]) -> list[str]:

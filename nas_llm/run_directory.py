@@ -28,10 +28,14 @@ SPARSE_WEIGHTS_FILE = "sparsity.safetensors"
 QUANTIZATION_FILE = "quantization.json"
 QUANTIZED_WEIGHTS_FILE = "quantization.safetensors"
 OPERATORS = "operators"
+MODEL = "model"  # the network that a baseline has made
+BASELINE_FILE = "baseline.json"
 OUTPUTS = (
     "checkpoints",
     "supernet",
     OPERATORS,
+    MODEL,
+    BASELINE_FILE,
     "archive.jsonl",
     RESULTS_FILE,
 )  # what a run leaves that a new one must not mix with
@@ -308,13 +312,14 @@ def refuse_outputs(run_dir: str | Path) -> None:
     """Refuse to start a new run in a directory that holds an older one's results; changes nothing there.
 
     Raises:
-        ValueError: `run_dir` holds checkpoints, a super-network, an archive or results.
+        ValueError: `run_dir` holds checkpoints, a super-network, an archive, a baseline's model or results.
     """
     found = [name for name in OUTPUTS if _has_content(Path(run_dir) / name)]
     if found:
+        ended = MODEL in found or BASELINE_FILE in found
         raise ValueError(
             f"run_dir={run_dir} already holds a run ({', '.join(found)}): "
-            "continue it with ckpt_path=last, or choose another run_dir="
+            f"{'' if ended else 'continue it with ckpt_path=last, or '}choose another run_dir="
         )
 
 

@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["evaluation"] |= {"data"}  # questions from files, and the tokens that training gives a prompt
 ALLOWED["operators"] |= {"sparsity", "quantization"}  # of single layers, as operators
 ALLOWED["operators"] |= {"schedules", "importance"}  # what modules read on calibration data
+ALLOWED["baselines"] |= {"sparsity", "quantization", "importance", "objectives", "operators"}  # methods to compare with
 ALLOWED["objectives"] |= {"evaluation", "data", "peft", "sparsity"}  # measured with adapters merged; zeros
 ALLOWED["importance"] |= {
     "objectives",

@@ -67,20 +67,17 @@ def write_model_card(
     measured = {e.id: e for e in run.evaluations if e.source != TRUNCATION}.get(architecture.id)
     params = measured.objectives.get("params") if measured else None
     context = {
-        "id": architecture.id,
         "title": f"{_title(run)}: sub-network {architecture.id}",
-        "base": run.setting("model.path"),
+        "intro": _intro(run, params),
         "recipe": recipe(run),
         "reader": reader,
         "loader": LOADERS[reader].format(path=name or folder.name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
-        "summary": architecture.summary(),
         "notes": notes,
-        "parameters": None if params is None else numbers.count(params),
-        "fraction": _fraction(run, params),
         "layers": _layers(architecture, whole),
         "operators": {str(c.index): of for c, of in zip(architecture.layers, operators, strict=False)},
         "hidden": _of(architecture.hidden, whole.hidden if whole else None),
+        "searched": True,
         "ranks": bool(architecture.ranks) or any(layer.ranks for layer in architecture.layers),
         "shared_ranks": _ranks(architecture.ranks, whole.ranks if whole else ()),
         "depth": _depth(architecture.num_layers, whole.num_layers if whole else architecture.num_layers),
@@ -92,6 +89,76 @@ def write_model_card(
     card = folder / CARD_FILE
     write_text(card, render("model_card.md.j2", context))
     return card
+
+
+def write_baseline_card(
+    path: str | Path,
+    *,
+    run_dir: str | Path,
+    name: str,
+    method: str,
+    summary: str,
+    params: tuple[int, int],
+    metrics: Sequence[Mapping[str, Any]],
+    architecture: Architecture | None,
+    full: Architecture,
+    operators: Sequence[Mapping[str, str]] = (),
+) -> Path:
+    """Write the model card of a network that a baseline has made, from what its run knows.
+
+    Args:
+        path: the directory of the model, which holds `config.json`.
+        run_dir: the run.
+        name: of the directory once it is in its place.
+        method: the baseline, in words.
+        summary: what it did, in one sentence.
+        params: parameters of the whole network, and of this one.
+        metrics: as they go to `results.json`.
+        architecture: which units it keeps; None where it is no sub-network of the whole one.
+        full: the whole network.
+        operators: as in `write_model_card`.
+
+    Raises:
+        ValueError: `path` holds no model, or one of the run's files is damaged.
+    """
+    folder, run = Path(path), RunFiles(run_dir)
+    config = read_json(folder / "config.json")
+    reader, before, now = reader_of(config), *params
+    base = run.setting("model.path")
+    context = {
+        "title": f"{_title(run)}: {method}",
+        "intro": f"{base} after {method}, a baseline that other methods are compared with. It has "
+        f"{numbers.count(now)} parameters, {numbers.percent(now / before)} of the {numbers.count(before)} before.",
+        "searched": False,
+        "recipe": [f"The pre-trained model is {base}.", summary, "It was not trained after that."],
+        "reader": reader,
+        "loader": LOADERS[reader].format(path=name, place="the folder that holds this directory"),
+        "class_name": next(iter(config.get("architectures") or []), "the stock class"),
+        "notes": [],
+        "layers": [] if architecture is None else _layers(architecture, full),
+        "operators": {}
+        if architecture is None
+        else {str(c.index): of for c, of in zip(architecture.layers, operators, strict=False)},
+        "hidden": None if architecture is None else _of(architecture.hidden, full.hidden),
+        "ranks": False,
+        "shared_ranks": "",
+        "depth": "" if architecture is None else _depth(architecture.num_layers, full.num_layers),
+        "metrics": [_row(metric) for metric in metrics],
+        "results": [],
+        "command": " ".join(run.stages[-1]["argv"]) if run.stages else "",
+        "versions": run.stages[-1].get("versions", {}) if run.stages else {},
+    }
+    card = folder / CARD_FILE
+    write_text(card, render("model_card.md.j2", context))
+    return card
+
+
+def _intro(run: RunFiles, params: float | None) -> str:
+    base = run.setting("model.path") or "a larger model"
+    if params is None:
+        return f"A sub-network of {base}."
+    fraction = f", {of_full} of the full network's" if (of_full := _fraction(run, params)) else ""
+    return f"A sub-network of {numbers.count(params)} parameters{fraction}, cut from {base}."
 
 
 def _title(run: RunFiles) -> str:
@@ -207,18 +274,21 @@ def metric_rows(run: RunFiles, id: str, *, besides: Container[str] = ()) -> list
         if name in besides and (searched or name in COSTS):
             continue
         costs |= {name} & set(COSTS)
-        data = ", ".join(str(metric[key]) for key in ("data", "split") if metric.get(key))
-        label = numbers.label(name)
-        rows.append(
-            {
-                "name": f"{label} ({metric['variant']})" if metric.get("variant") else label,
-                "value": numbers.value(metric["name"], metric["value"]),
-                "unit": "" if metric.get("unit") in (None, "1", "parameters") else str(metric["unit"]),
-                "data": data,
-                "samples": f"{metric['samples']:,}" if metric.get("samples") else "",
-            }
-        )
+        rows.append(_row(metric))
     return rows
+
+
+def _row(metric: Mapping[str, Any]) -> dict[str, str]:
+    """One metric for the table."""
+    data = ", ".join(str(metric[key]) for key in ("data", "split") if metric.get(key))
+    label = numbers.label(metric["name"])
+    return {
+        "name": f"{label} ({metric['variant']})" if metric.get("variant") else label,
+        "value": numbers.value(metric["name"], metric["value"]),
+        "unit": "" if metric.get("unit") in (None, "1", "parameters") else str(metric["unit"]),
+        "data": data,
+        "samples": f"{metric['samples']:,}" if metric.get("samples") else "",
+    }
 
 
 def _layers(architecture: Architecture, full: Architecture | None) -> list[dict[str, str]]:

@@ -1,0 +1,137 @@
+"""The methods of ``sparsity/`` as baselines: weights of the blocks become zero, every shape stays.
+
+``sparsity`` is the fraction of zeros, ``pattern`` N:M ("2:4": 2 of every 4 neighbours along the inputs stay); None and
+None: half of the weights. How each method chooses them is said in its own file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nas_llm.baselines import Batches, Pruned
+from nas_llm.baselines.settings import named_as_baseline
+from nas_llm.models.supernet import Supernet
+from nas_llm.sparsity.counting import zeros_of_model
+from nas_llm.sparsity.magnitude import Magnitude
+from nas_llm.sparsity.sparsegpt import SparseGPT
+from nas_llm.sparsity.targets import Targets, chosen
+from nas_llm.sparsity.wanda import Wanda
+
+if TYPE_CHECKING:
+    from nas_llm.sparsity import Sparsity
+
+HALF = 0.5
+
+
+@dataclass(frozen=True)
+class MagnitudeBaseline:
+    """Fields as above; ``targets`` are linear modules by (the end of) their names, None: all of the blocks.
+
+    Raises:
+        ValueError: as :class:`~nas_llm.sparsity.magnitude.Magnitude`.
+    """
+
+    sparsity: float | None = None
+    pattern: str | None = None
+    targets: Targets = None
+
+    def __post_init__(self) -> None:
+        _ = self.method
+
+    @property
+    def method(self) -> Magnitude:
+        with named_as_baseline("sparsity"):
+            return Magnitude(fraction(self.sparsity, self.pattern), self.pattern, self.targets)
+
+    def refuse(self, supernet: Supernet) -> None:
+        refuse_targets(supernet, self.method)
+
+    def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
+        return sparse(supernet, self.method, batches, "magnitude")
+
+
+@dataclass(frozen=True)
+class WandaBaseline:
+    """Fields as in :class:`MagnitudeBaseline`.
+
+    Raises:
+        ValueError: as :class:`~nas_llm.sparsity.wanda.Wanda`.
+    """
+
+    sparsity: float | None = None
+    pattern: str | None = None
+    targets: Targets = None
+
+    def __post_init__(self) -> None:
+        _ = self.method
+
+    @property
+    def method(self) -> Wanda:
+        with named_as_baseline("sparsity"):
+            return Wanda(fraction(self.sparsity, self.pattern), self.pattern, self.targets)
+
+    def refuse(self, supernet: Supernet) -> None:
+        refuse_targets(supernet, self.method)
+
+    def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
+        return sparse(supernet, self.method, batches, "Wanda")
+
+
+@dataclass(frozen=True)
+class SparseGPTBaseline:
+    """Fields as in :class:`MagnitudeBaseline`, ``block_size`` and ``damping`` as SparseGPT's own.
+
+    Raises:
+        ValueError: as :class:`~nas_llm.sparsity.sparsegpt.SparseGPT`.
+    """
+
+    sparsity: float | None = None
+    pattern: str | None = None
+    targets: Targets = None
+    block_size: int = 128
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        _ = self.method
+
+    @property
+    def method(self) -> SparseGPT:
+        with named_as_baseline("sparsity"):
+            share = fraction(self.sparsity, self.pattern)
+            return SparseGPT(share, self.pattern, self.targets, self.block_size, self.damping)
+
+    def refuse(self, supernet: Supernet) -> None:
+        refuse_targets(supernet, self.method)
+
+    def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
+        return sparse(supernet, self.method, batches, "SparseGPT")
+
+
+def fraction(sparsity: float | None, pattern: str | None) -> float | None:
+    """Half of the weights where the settings say nothing else."""
+    return HALF if sparsity is None and pattern is None else sparsity
+
+
+def refuse_targets(supernet: Supernet, method: Sparsity) -> None:
+    """Raises:
+    ValueError: targets that match nothing, are quantised, or have a width that the pattern does not divide.
+    """
+    with named_as_baseline("sparsity"):
+        for projection in chosen(supernet, method):
+            _ = projection.parameter
+
+
+def sparse(supernet: Supernet, method: Sparsity, batches: Batches, name: str) -> Pruned:
+    """Makes the network sparse in place. Raises as :class:`nas_llm.sparsity.Sparsity`."""
+    needs_data = not isinstance(method, Magnitude)
+    with named_as_baseline("sparsity"):
+        counts = method(supernet, batches() if needs_data else ())
+    model = supernet.extract(supernet.largest())
+    zeros, whole = counts.overall, zeros_of_model(model).overall
+    amount = f"all but {method.pattern} of the weights" if method.pattern else f"{zeros.sparsity:.1%} of the weights"
+    summary = (
+        f"{amount} of {len(counts.by_name)} linear modules became zero by {name}; {whole.nonzero:,} of its "
+        f"{whole.size:,} parameters are not."
+    )
+    return Pruned(model, f"{summary[0].upper()}{summary[1:]}", counts.to_dict(), supernet.largest())
