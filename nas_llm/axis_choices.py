@@ -203,15 +203,19 @@ class AxisChoices:
         return axis in self.elastic
 
     def _can_slice(self, axis: str) -> bool:
-        return axis == DEPTH or (not self._is_rigid and (axis == "ffn" or axis in self.supernet.elastic_axes))
+        if axis == DEPTH:
+            return bool(self.supernet.elastic_axes)
+        return not self._is_rigid and ( axis == "ffn" or axis in self.supernet.elastic_axes)
 
     @property
     def _is_rigid(self) -> bool:
-        """Whether every layer is kept whole or not at all."""
-        return self.supernet.elastic_axes == {"layers"} or not self.supernet.largest().is_uniform
+        """Whether every layer is kept whole or not at all; where no axis is elastic, all of them."""
+        return self.supernet.elastic_axes <= {"layers"} or not self.supernet.largest().is_uniform
 
     @property
     def _whose(self) -> str:
+        if not self.supernet.elastic_axes:
+            return "this network, whose residual stream is rotated by sublayer (SliceGPT),"
         return "this network, whose layers differ or are operators," if self._is_rigid else "this model family"
 
 

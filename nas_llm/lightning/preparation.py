@@ -38,7 +38,7 @@ def sort_by_importance(
     resumes: bool,
 ) -> None:
     """Sort ``supernet``; None leaves it as it is. Of a network of operators, whose units stay where they are, the
-    layers alone are ordered.
+    layers alone are ordered; a network without an elastic axis is neither scored nor sorted.
 
     A resumed run, and the ranks that the first one starts, take the scores that lie in ``run_dir``: the order of the
     units is then the same to the last tie. Otherwise the scores are computed, and the first rank writes them;
@@ -47,7 +47,7 @@ def sort_by_importance(
     Raises:
         ValueError: the scores in ``run_dir`` are of another network; and what ``importance`` raises.
     """
-    if importance is None:
+    if importance is None or not supernet.elastic_axes:  # nothing to sort
         return
     recorded = (resumes or not is_main_process()) and (run_dir / IMPORTANCE_FILE).is_file()
     scores: Mapping[str, Tensor]

@@ -99,8 +99,7 @@ class Block:
             ValueError: a statistic is not finite; its projection is named.
             RuntimeError: the walk has gone on to another block.
         """
-        if self.calibration.index != self.index:
-            raise RuntimeError(f"block {self.index} is left behind: the walk is at block {self.calibration.index}")
+        self._refuse_left()
         wanted = None if names is None else set(names)
         chosen = [projection for projection in self.projections if wanted is None or projection.name in wanted]
         found: dict[str, S] = {}
@@ -110,8 +109,40 @@ class Block:
                 self.calibration.run(number)
         for name, statistic in found.items():
             if not statistic.is_finite():
-                raise _not_finite(name, self.calibration.supernet.model.dtype)
+                raise _not_finite(f"what {name} reads", self.calibration.supernet.model.dtype)
         return found
+
+
+    def collect_stream(self, make: Callable[[int, torch.device], S], norm: nn.Module | None) -> S:
+        """A statistic of the residual stream over all calibration batches, as it is now: of what ``norm``, a module of
+        this block, reads; None: of what the block writes.
+
+        Raises:
+            ValueError: the statistic is not finite.
+            RuntimeError: the walk has gone on to another block.
+        """
+        self._refuse_left()
+        found: list[S] = []
+        for number in range(len(self.calibration.batches)):
+            mask = self.calibration.mask(number)
+            read: list[Tensor] = []
+            handles = [] if norm is None else [norm.register_forward_pre_hook(lambda _, args: read.append(args[0]))]
+            try:
+                written = self.calibration.run(number)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            stream = written if norm is None else read[0]
+            tokens = stream.reshape(*mask.shape, stream.shape[-1])  # some families flatten the first two
+            found = found or [make(stream.shape[-1], stream.device)]
+            found[0].add(tokens[mask.bool()].float())
+        if not found[0].is_finite():
+            raise _not_finite(f"the residual stream of block {self.index}", self.calibration.supernet.model.dtype)
+        return found[0]
+
+    def _refuse_left(self) -> None:
+        if self.calibration.index != self.index:
+            raise RuntimeError(f"block {self.index} is left behind: the walk is at block {self.calibration.index}")
 
 
 def walk(supernet: Supernet, batches: Iterable[Batch]) -> Iterator[Block]:
@@ -143,11 +174,11 @@ def projections(supernet: Supernet) -> tuple[tuple[Projection, ...], ...]:
     )
 
 
-def _not_finite(name: str, dtype: torch.dtype) -> ValueError:
+def _not_finite(what: str, dtype: torch.dtype) -> ValueError:
     mend = "set model.path to one whose weights are whole"
     if dtype != torch.float32:
         mend = "set model.dtype=float32"
-    return ValueError(f"what {name} reads on the calibration data is not finite: the network overflows there; {mend}")
+    return ValueError(f"{what} on the calibration data is not finite: the network overflows there; {mend}")
 
 
 class _Calibration:

@@ -42,6 +42,7 @@ from nas_llm.models.families import family_of
 from nas_llm.models.loading import WEIGHTS, weights_once, write_directory
 from nas_llm.models.operator_modules import NarrowAttention
 from nas_llm.models.quantized_linear import quantized_modules
+from nas_llm.models.rotated_stream import is_rotated
 from nas_llm.models.supernet import largest_of, operators_of
 from nas_llm.operator_network import BlockOperators, Linear
 
@@ -195,6 +196,8 @@ def _obstacles(model: PreTrainedModel, layers: tuple[LayerChoice, ...], num_head
         yield "its attention is sliding"
     if config.model_type == "mistral" and config.sliding_window is not None:
         yield f"its attention is sliding (sliding_window={config.sliding_window})"
+    if is_rotated(model):
+        yield "its residual stream is rotated by sublayer"
     named = operators.blocks if operators is not None else (BlockOperators(),) * len(layers)
     attended = False  # whether there is a residual stream yet
     for index, (layer, block) in enumerate(zip(layers, named, strict=True)):

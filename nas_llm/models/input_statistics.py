@@ -1,8 +1,9 @@
-"""Statistics of what a projection reads, X (in, tokens), summed in float32 over calibration batches.
+"""Statistics of what a projection reads, X (in, tokens), summed over calibration batches, in float32 if
+nothing else is said.
 
 ``Hessian``: 2 X X^T (in, in), of the squared error ||W X - W' X||^2 of each row of W (Frantar et al., "Optimal Brain
 Compression", 2022, section 4); for SparseGPT and GPTQ. ``ChannelNorms``: ||X_j||_2 of each input channel j (in,); for
-Wanda. Padding tokens are none of the tokens. ``inverse_cholesky`` is what both read of a Hessian.
+Wanda. ``SecondMoment``: X X^T (in, in) in float64, for principal components. Padding tokens are none of the tokens. ``inverse_cholesky`` is what both read of a Hessian.
 """
 
 from __future__ import annotations
@@ -45,6 +46,23 @@ class ChannelNorms:
     @property
     def norms(self) -> Tensor:
         return self._squares.sqrt()
+
+
+class SecondMoment:
+    """``matrix``: (in, in), symmetric, float64; ``tokens`` are counted in it. Nothing is centred."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self.matrix = torch.zeros(in_features, in_features, device=device, dtype=torch.float64)
+        self.tokens = 0
+
+    def add(self, inputs: Tensor) -> None:
+        """inputs: (tokens, in), float32."""
+        wide = inputs.double()
+        self.matrix.addmm_(wide.T, wide)
+        self.tokens += inputs.shape[0]
+
+    def is_finite(self) -> bool:
+        return bool(self.matrix.isfinite().all())
 
 
 def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:

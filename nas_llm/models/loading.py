@@ -35,6 +35,8 @@ from nas_llm.models.families import FAMILIES, family_of, known_family
 from nas_llm.models.order import FILE_NAME as AXES_ORDER
 from nas_llm.models.packed_checkpoint import BITS_KEY, KEY, is_packed, place, quantization_keys, quantized_layers
 from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
+from nas_llm.models.rotated_stream import KEY as ROTATED
+from nas_llm.models.rotated_stream import place_norms
 from nas_llm.operator_network import OperatorNetwork
 from nas_llm.run_directory import atomic_path
 
@@ -284,7 +286,7 @@ def is_stock(model: PreTrainedModel) -> bool:
     origin = getattr(model.config, "nas_llm", None)
     if origin is None or model.config.model_type not in FAMILIES:
         return True
-    if "operators" in origin:
+    if "operators" in origin or ROTATED in origin:
         return False
     try:
         config = _stock_config(model)
@@ -437,21 +439,33 @@ def _cast(weights: Mapping[str, torch.Tensor], dtype: torch.dtype | str) -> dict
     return {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()}
 
 
-def _load_cut(
-    folder: Path, keys: Mapping[str, Any], precision: str | torch.dtype, attn_implementation: str | None
-) -> PreTrainedModel:
+def cut_without_weights(origin: Mapping[str, Any], attn_implementation: str | None) -> Any:
+    """The model that a description of :meth:`nas_llm.Supernet.origin` is of, its weights on the meta device.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
     from nas_llm.models.operator_assembly import assemble
     from nas_llm.models.supernet import Supernet
 
+    config, architecture = base_config(origin), Architecture.from_dict(origin["architecture"])
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    small: Any = Supernet(_empty(model_class, config)).extract(architecture)
+    if "operators" in origin:
+        small = assemble(Supernet(small), OperatorNetwork.from_dict(origin["operators"]))
+    if ROTATED in origin:
+        place_norms(small, **origin[ROTATED])
+        small.config.nas_llm[ROTATED] = dict(origin[ROTATED])
+    return small
+
+
+def _load_cut(
+    folder: Path, keys: Mapping[str, Any], precision: str | torch.dtype, attn_implementation: str | None
+) -> PreTrainedModel:
     try:
-        origin = keys["nas_llm"]
-        config, architecture = base_config(origin), Architecture.from_dict(origin["architecture"])
-        if attn_implementation is not None:
-            config._attn_implementation = attn_implementation
-        model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
-        small: Any = Supernet(_empty(model_class, config)).extract(architecture)
-        if "operators" in origin:
-            small = assemble(Supernet(small), OperatorNetwork.from_dict(origin["operators"]))
+        small = cut_without_weights(keys["nas_llm"], attn_implementation)
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(
             f"model.path={folder}: its config.json does not describe a sub-network ({_one_line(error)}); "

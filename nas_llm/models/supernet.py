@@ -26,6 +26,7 @@ from nas_llm.models.elastic import ElasticModule, Layouts, active_parameters, ma
 from nas_llm.models.families import HIDDEN, Row, family_of
 from nas_llm.models.order import Order, read_order, write_order
 from nas_llm.models.quantized_linear import QuantizedLinear
+from nas_llm.models.rotated_stream import is_rotated
 from nas_llm.operator_network import OperatorNetwork, Sublayer
 
 _ABSENT = object()
@@ -52,7 +53,10 @@ class Supernet(nn.Module):
         self._whole_config = copy.copy(model.config)  # activation changes the one that the modules share
         self._operators = operators_of(model)
         own = self._row.elastic_axes(model.config)
+        self._rotated = is_rotated(model)
         self.elastic_axes = own if self._operators is None else frozenset({"layers"})  # operators are whole
+        if self._rotated:  # every block reads the basis that the one before it writes
+            self.elastic_axes = frozenset()
         self._blocks: list[nn.Module] = list(model.get_submodule(self._row.layers).children())
         self._attention = [block.get_submodule(self._row.attention) for block in self._blocks]
         self._shared: list[ElasticModule] = []
@@ -204,6 +208,12 @@ class Supernet(nn.Module):
         """Attributes that the attention module of a block of this shape reads beside its weights."""
         read = self._whole_config if config is None else config
         return {name: constant(choice, read) for name, constant in self._row.constants.items()}
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether the residual stream changes its basis at every sublayer (``models/rotated_stream.py``), so that the
+        network is kept whole."""
+        return self._rotated
 
     # ---------------------------------------------------------------- adapters
 
@@ -458,6 +468,8 @@ class Supernet(nn.Module):
         layer_rows = dict(self._row.layer)
         if self._operators is not None:
             layer_rows |= {f"{path}.linear": (HIDDEN, HIDDEN) for path in self.sublayers.values()}
+        norms = [name for name, layout in self._row.layer.items() if layout == (HIDDEN,)]
+        layer_rows |= {f"{norm}.shortcut": (HIDDEN, HIDDEN) for norm in norms}  # of a rotated stream
         found: list[tuple[nn.Module, Layouts, Sizes, list[ElasticModule]]] = []
         for name, module in self.model.named_modules():
             if not _weight_shapes(module):
@@ -481,6 +493,12 @@ class Supernet(nn.Module):
         full = self._full
         architecture.refuse_misfit(full)
         self.refuse_cut(architecture)
+        if self._rotated and architecture.without_ranks != full.without_ranks:
+            raise ValueError(
+                f"the architecture ({architecture.summary()}) is a part of a network whose residual stream is rotated "
+                f"by sublayer (SliceGPT), which is kept whole ({full.summary()}): search=none trains it, and no "
+                "method goes through its blocks one by one"
+            )
         if self._operators is not None:
             self._refuse_cut_operators(architecture)
             return
@@ -571,6 +589,8 @@ class Supernet(nn.Module):
         before = getattr(self.config, "nas_llm", None)
         if before is None:
             return {"base_config": self.config.to_dict(), "architecture": architecture.without_ranks.to_dict()}
+        if self._rotated:
+            return dict(before)
         blocks = Architecture.from_dict(before["architecture"]).layers
         if self._operators is not None:
             kept = [layer.index for layer in architecture.layers]
