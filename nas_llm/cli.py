@@ -19,7 +19,8 @@ from nas_llm.stages import modules
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
 FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
 USAGE_ERROR, INTERRUPTED = 2, 130
-NAMED = {"bench": "bench", "analyse": "analysis", "reproduce": "reproduce"}  # nas-llm bench sandwich: by an option's name
+# nas-llm bench sandwich: stages that take a group's option by name
+NAMED = {"bench": "bench", "analyse": "analysis", "reproduce": "reproduce"}
 
 
 def main() -> None:

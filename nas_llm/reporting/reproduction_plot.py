@@ -38,7 +38,9 @@ BLUE, GREY = "#0072B2", "#8c8c8c"
 PANELS = 4  # in a line
 
 
-def plot_reproduction(path: str | Path, *, x: str | None = None, y: str | None = None, lines: bool = False) -> Path | None:
+def plot_reproduction(
+    path: str | Path, *, x: str | None = None, y: str | None = None, lines: bool = False
+) -> Path | None:
     """Draws the CSV into ``table.png`` beside it; None where it holds no number to draw."""
     with Path(path).open(newline="") as file:
         rows = list(csv.DictReader(file))

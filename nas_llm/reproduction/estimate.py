@@ -11,9 +11,9 @@ With N the model's parameters and T tokens, in floating-point operations:
 
     hours = operations / (tflops x 1e12 x 3600)
 
-Sub-networks count as the whole network, so that this is an upper bound there. Memory is of weights (their own precision),
-gradients and Adam's two moments (16 bytes a weight that is trained, in float32), and of the teacher where there is a
-second network; activations come on top.
+Sub-networks count as the whole network, so that this is an upper bound there. Memory is of weights (in their own
+precision), gradients and Adam's two moments (16 bytes a weight that is trained, in float32), and of the teacher where
+there is a second network; activations come on top.
 """
 
 from __future__ import annotations

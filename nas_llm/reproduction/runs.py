@@ -18,7 +18,11 @@ from nas_llm.run_directory import atomic_path, read_json, write_json
 
 RunCommand = Callable[[Sequence[str], Path], int]
 """Runs a command line of `nas-llm` (without that word) and writes what it prints to the path; gives the exit status."""
-STARTING = ("train", "pretrain")  # stages that refuse a folder that holds a run, unless they go on with a checkpoint
+STARTING = (
+    "train",
+    "pretrain",
+    "prune",
+)  # stages that refuse a folder that holds a run, unless they go on with a checkpoint
 SAID = 400  # characters of what a failed command said
 
 
@@ -118,7 +122,9 @@ def _resumed(arguments: Sequence[str]) -> list[str]:
 
 
 def _said(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    lines = (
+        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    )
     errors = [line for line in lines if line.startswith("nas-llm: error:")]
     said = (errors or lines or ["it printed nothing"])[-1].removeprefix("nas-llm: error:").strip()
     return said if len(said) <= SAID else f"{said[:SAID]} ..."

@@ -72,11 +72,12 @@ Source = Cell | Quotient
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its unit, the published columns whose mean it stands beside, and where ours lies at each scale."""
+    """One column: its unit, the published columns whose mean (or the quotient of which) it stands beside, and where ours
+    lies at each scale."""
 
     name: str
     unit: str
-    published: tuple[str, ...]
+    published: tuple[str, ...] | Quotient
     sources: Mapping[str, Source]
 
 
@@ -112,7 +113,8 @@ class Reproduction:
 
     Args:
         title: what it shows, and which it is.
-        columns: name -> unit, published (one, a list, or null), mini, paper (a cell or a quotient).
+        columns: name -> unit, published (one, a list whose mean is meant, a quotient, or null), mini, paper (a cell or a
+            quotient).
         rows: name -> published (a row; left out: the row's own name; null: none), series, each, and per scale
             commands, cells, names.
         published: the file of published rows, without its ending, in the folder ``experiments``; null: none is readable.
@@ -235,10 +237,14 @@ class Reproduction:
 def _column(name: str, node: Any) -> Column:
     key = f"reproduce.columns.{name}"
     _refuse_unknown(node, ("unit", "published", *SCALES), key)
-    published = node.get("published", name)
-    named = () if published is None else (published,) if isinstance(published, str) else tuple(published)
     sources = {scale: _source(node[scale], f"{key}.{scale}") for scale in SCALES if node.get(scale) is not None}
-    return Column(name, str(node.get("unit", "1")), named, sources)
+    return Column(name, str(node.get("unit", "1")), _beside(node.get("published", name), key), sources)
+
+
+def _beside(published: Any, key: str) -> tuple[str, ...] | Quotient:
+    if isinstance(published, Mapping):
+        return _made(Quotient, published, f"{key}.published")
+    return () if published is None else (published,) if isinstance(published, str) else tuple(published)
 
 
 def _rows(name: str, node: Any) -> Iterator[Row]:

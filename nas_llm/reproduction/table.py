@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from nas_llm.reporting import numbers
 from nas_llm.reporting.reproduction_plot import COLUMNS, CSV_FILE
 from nas_llm.reporting.sweep import Spread
 from nas_llm.reproduction.published import Published, Table
-from nas_llm.reproduction.spec import Column, Reproduction, Row, Scale, Source
+from nas_llm.reproduction.spec import Column, Quotient, Reproduction, Row, Scale, Source
 from nas_llm.run_directory import write_text
 
 MARKDOWN_FILE = "table.md"
@@ -66,16 +66,21 @@ def entries(
 ) -> list[Entry]:
     """Row by row, all columns of the scale."""
     return [
-        _entry(row, column, spec.source(row, column, scale), published, values, errors)
+        _entry(row, column, spec.source(row, column, scale), _published(spec, row, column, published), values, errors)
         for row in rows
         for column in spec.columns_at(scale)
     ]
 
 
 def _entry(
-    row: Row, column: Column, source: Source | None, published: Table, values: Values, errors: Mapping[str, str]
+    row: Row,
+    column: Column,
+    source: Source | None,
+    published: tuple[float | None, str],
+    values: Values,
+    errors: Mapping[str, str],
 ) -> Entry:
-    known, damage = _published(row, column, published)
+    known, damage = published
     found = values.get((row.name, column.name), ())
     unit = column.unit if source is None or source.unit is None else source.unit
     return Entry(
@@ -92,16 +97,28 @@ def _entry(
     )
 
 
-def _published(row: Row, column: Column, published: Table) -> tuple[float | None, str]:
-    """The mean of the published columns that this one stands beside; None, and why, where one is damaged."""
-    places = [published.get((row.published, name)) for name in column.published if row.published is not None]
-    found: list[Published] = [place for place in places if place is not None]
-    if not found or len(found) < len(column.published):
+def _published(spec: Reproduction, row: Row, column: Column, published: Table) -> tuple[float | None, str]:
+    """The mean, or the quotient, of the published columns that this one stands beside; None, and why, where one is
+    damaged."""
+    if row.published is None:
         return None, ""
-    damage = "; ".join(place.note for place in found if place.value is None)
-    if damage:
-        return None, damage
-    return statistics.fmean(place.value for place in found if place.value is not None), ""
+    if isinstance(column.published, Quotient):
+        sides = [_side(spec, text, row, published) for text in (column.published.of, column.published.over)]
+        return _known(sides, lambda of, over: column.published.factor * of / over)  # type: ignore[union-attr]
+    return _known([published.get((row.published, name)) for name in column.published], lambda *found: fmean(found))
+
+
+def _side(spec: Reproduction, text: str, row: Row, published: Table) -> Published | None:
+    of, _, whose = spec.text(text, row, "paper").partition("@")
+    return published.get((whose or row.published or "", of))
+
+
+def _known(places: Sequence[Published | None], made: Callable[..., float]) -> tuple[float | None, str]:
+    found = [place for place in places if place is not None]
+    if not found or len(found) < len(places):
+        return None, ""
+    damage = "; ".join(dict.fromkeys(place.note for place in found if place.value is None))
+    return (None, damage) if damage else (made(*(place.value for place in found)), "")
 
 
 def write_table(
@@ -141,7 +158,9 @@ def _csv(found: Sequence[Entry]) -> str:
 
 def _markdown(spec: Reproduction, found: Sequence[Entry], facts: Sequence[str], errors: Sequence[str]) -> str:
     columns = list(dict.fromkeys((entry.column, entry.unit) for entry in found))
-    has_published = {column for column, _ in columns if any(e.published is not None or e.damage for e in found if e.column == column)}
+    has_published = {
+        column for column, _ in columns if any(e.published is not None or e.damage for e in found if e.column == column)
+    }
     has_difference = {entry.column for entry in found if entry.difference is not None}
     head = [""]
     for column, unit in columns:

@@ -97,7 +97,9 @@ def refuse_unpublished(spec: Reproduction, published: Table) -> None:
             what = f"reproduce.rows.{row.name}.published={row.published} is not in {spec.published}.csv"
             raise ValueError(unknown(what, row.published, rows))
     for column in spec.all_columns:
-        for name in column.published if spec.published is not None else ():
+        beside = column.published
+        sides = (beside.of, beside.over) if isinstance(beside, Quotient) else beside
+        for name in (side.partition("@")[0] for side in sides if spec.published is not None):
             if name not in columns:
                 what = f"reproduce.columns.{column.name}.published={name} is not in {spec.published}.csv"
                 raise ValueError(unknown(what, name, columns))
@@ -178,7 +180,9 @@ def network_id(run_dir: Path, network: str) -> str:
     if not equals:
         return FinishedRun(run_dir).choose(network).id if network in REFERENCES else network
     if key not in ("max_params", "max_latency_ms"):
-        raise ValueError(f"network={network}: allowed are {', '.join(REFERENCES)}, an id, max_params=X, max_latency_ms=X")
+        raise ValueError(
+            f"network={network}: allowed are {', '.join(REFERENCES)}, an id, max_params=X, max_latency_ms=X"
+        )
     return FinishedRun(run_dir).choose(None, **{key: float(value)}).id
 
 
@@ -389,7 +393,9 @@ def needs_after(configurations: Sequence[Mapping[str, Any]], before: int, parame
     """Of all but the first commands, whose models theirs are made of."""
     model = next((c["model"]["path"] for c in configurations[:before] if c["model"]["path"] in parameters), None)
     own = [
-        {**c, "model": {**c["model"], "path": model}} if model is not None and c["model"]["path"] not in parameters else c
+        {**c, "model": {**c["model"], "path": model}}
+        if model is not None and c["model"]["path"] not in parameters
+        else c
         for c in configurations[before:]
     ]
     return needs_of(own, parameters)
@@ -410,5 +416,3 @@ def slug(name: str) -> str:
     """A row's name as one of a folder."""
     words = "".join(letter if letter.isalnum() or letter in ".:" else " " for letter in name).split()
     return "-".join(words).replace(":", "-").lower()
-
-
