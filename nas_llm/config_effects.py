@@ -27,6 +27,9 @@ def refuse_effects(cfg: DictConfig) -> None:
     """
     if cfg.stage in ("train", "search"):
         _refuse_limit(cfg, "limit_val_batches", "measure the networks on")
+        _refuse_nothing_to_compare(cfg)
+    if cfg.stage == "evaluate":
+        _refuse_evaluation(cfg)
     if cfg.stage == "train":
         _refuse_programme(cfg)
         _refuse_limit(cfg, "limit_train_batches", "train on")
@@ -36,6 +39,32 @@ def refuse_effects(cfg: DictConfig) -> None:
         _refuse_teaching(cfg)
         _refuse_sparsity(cfg)
         _refuse_quantization(cfg)
+
+
+def _refuse_nothing_to_compare(cfg: DictConfig) -> None:
+    if cfg.search and not cfg.objectives and not str(cfg.search.get("_target_")).endswith(".ProgrammeSearch"):
+        raise ValueError("objectives=[none] leaves a search nothing to compare: name some, as objectives=[params,loss]")
+
+
+def _refuse_evaluation(cfg: DictConfig) -> None:
+    """A saved model is one network, with a name; and something is measured."""
+    chosen = cfg.evaluate
+    if chosen.model_path is None and chosen.name is not None:
+        raise ValueError(
+            f"evaluate.name={chosen.name} cannot take effect without evaluate.model_path: sub-networks are named by "
+            "their ids; leave it out"
+        )
+    for key in ("architecture", "max_params", "max_latency_ms"):
+        if chosen.model_path is not None and cfg[key] is not None:
+            raise ValueError(
+                f"{key}={cfg[key]} cannot take effect with evaluate.model_path, which names one network: leave one out"
+            )
+    if chosen.replace and not cfg.harness:
+        raise ValueError("evaluate.replace=true cannot take effect without tasks: add harness=tasks, or leave it out")
+    if not any(cfg.get(key) for key in ("objectives", "harness", "text_perplexity")):
+        raise ValueError(
+            "there is nothing to measure: choose objectives=[loss], or tasks, harness=tasks harness.tasks=[piqa]"
+        )
 
 
 def _refuse_programme(cfg: DictConfig) -> None:

@@ -44,6 +44,7 @@ TRAINING = ("train", "pretrain")  # stages that start a run, or resume it with c
 STARTING = ("prune",)  # stages that start a run, and do all of it at once
 RESUMING = ("distill",)  # stages that go on by themselves where run_dir holds what they began
 FILES_ONLY = ("report",)  # stages that read a run directory and need nothing heavy
+SAVED_MODEL = "evaluate.model_path"  # what may be measured without a run
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"  # what the other ranks of this job run, whatever their command line says
 REFUSED = ".refused"  # in the folder of a sweep: what its jobs have refused, a line each
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -251,9 +252,17 @@ def _with_recorded(stage: str, overrides: list[str]) -> list[str]:
         raise ValueError(f"nas-llm {needed} goes on with a run: name it with run_dir=DIR{_latest_run()}")
     if stage in FILES_ONLY and runs_below(Path(run_dir)):
         return overrides  # a sweep's folder, which is no run itself
+    if stage == "evaluate" and text.value_of(overrides, SAVED_MODEL) and not Path(run_dir, text.RECORD).exists():
+        return _without_run(overrides)
     if resumed not in (None, "last") and not (Path(run_dir) / text.RECORD).exists():
         return overrides
     return text.merge(text.recorded(run_dir), overrides, [*groups(config_dir()), *inner_groups(config_dir())])
+
+
+def _without_run(overrides: list[str]) -> list[str]:
+    """A saved model is measured on data that were named; the defaults are the embedded model's."""
+    named = {text.place(override).partition(".")[0] for override in text.parse(overrides)}
+    return overrides if named & {"data", "objectives"} else [*overrides, "objectives=[none]"]
 
 
 def _checked_run(overrides: list[str], asked: Sequence[str]) -> str:

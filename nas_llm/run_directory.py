@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -60,6 +60,8 @@ METRIC_IDENTITY = (
     "split",
     "data",
     "variant",
+    "model",
+    "num_fewshot",
 )  # a metric that agrees in these replaces the older one
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 DISK_ERRORS = (
@@ -250,13 +252,20 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     return read_json(path, "metrics")["metrics"] if path.exists() else []
 
 
-def add_metrics(run_dir: str | Path, metrics: Iterable[Mapping[str, Any]]) -> None:
-    """Merge metrics into `results.json`; one that agrees with an older one in METRIC_IDENTITY takes its place.
+def add_metrics(
+    run_dir: str | Path,
+    metrics: Iterable[Mapping[str, Any]],
+    *,
+    without: Callable[[Mapping[str, Any]], bool] | None = None,
+) -> None:
+    """Merge metrics into `results.json`; one that agrees with an older one in METRIC_IDENTITY takes its place, and
+    older ones that `without` tells go.
 
-    Each metric is `{"name", "value", "unit", "architecture", "split", "samples", ...}`; a value that is not finite
-    becomes null.
+    Each metric is `{"name", "value", "unit", "architecture" or "model", "split", "samples", ...}`; a value that is not
+    finite becomes null.
     """
-    merged = {_identity(metric): metric for metric in read_metrics(run_dir)}
+    older = [metric for metric in read_metrics(run_dir) if without is None or not without(metric)]
+    merged = {_identity(metric): metric for metric in older}
     for metric in metrics:
         merged[_identity(metric)] = {key: _finite(value) for key, value in metric.items()}
     write_json(Path(run_dir) / RESULTS_FILE, {"metrics": list(merged.values())})

@@ -1,8 +1,9 @@
-"""Measures sub-networks of a finished run on its test split, which neither training nor search has seen."""
+"""Measures sub-networks of a finished run, or a saved model, on the run's test split and on tasks of lm-eval."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,31 +13,36 @@ from omegaconf import DictConfig
 
 from nas_llm.architecture import Architecture
 from nas_llm.config import build
+from nas_llm.evaluation.harness import Harness, TaskMetric
 from nas_llm.lightning.quiet import quiet
 from nas_llm.objectives import Detailed, Details, GeneratedAccuracy, Objective, measure
 from nas_llm.reporting import numbers
-from nas_llm.run_directory import add_metrics, recorded_fingerprints, write_text
+from nas_llm.run_directory import RESULTS_FILE, add_metrics, recorded_fingerprints, write_text
 from nas_llm.stages.data import recorded_data
-from nas_llm.stages.export import SUBNETS
-from nas_llm.stages.finished_run import ARCHIVE, FinishedRun
-from nas_llm.stages.search import load_supernet
+from nas_llm.stages.harness_files import FOLDER, refuse_other_results, write_results
+from nas_llm.stages.subjects import Subject, Subjects, chosen_subjects
 
 READS = (
     "model.attn_implementation",
     "data",
     "objectives",
+    "harness",
     "trainer.accelerator",
-    "evaluate.texts",
+    "trainer.enable_progress_bar",
+    "evaluate",
     "architecture",
     "max_params",
     "max_latency_ms",
 )
 OVERRIDES = {
-    "run_dir=DIR": "of the run whose sub-networks are measured on the test split",
+    "run_dir=DIR": "of the run whose sub-networks are measured on the test split; the results go there",
     "architecture=ID": "this one alone: an id of the archive, or largest, smallest, middle",
     "max_params=X": "instead: the best of at most so many parameters (up to 1: a fraction of the full network's)",
     "max_latency_ms=X": "instead: the best of at most this latency, where that was an objective",
-    "objectives=[perplexity,latency]": "what is measured; any of the group's options",
+    "objectives=[perplexity,latency]": "what is measured; any of the group's options, or [none]",
+    "harness=tasks harness.tasks=[piqa,mmlu]": "tasks of lm-eval besides; or a paper's, as harness=paper1",
+    "harness.task_path=FOLDER": "of task files of one's own; harness.limit=N: so many documents of each task",
+    "evaluate.model_path=DIR": "instead: a saved model, or one of the hub; run_dir need hold no run then",
     "objectives=[generated_accuracy] evaluate.texts=true": "write down what each network generated, in run_dir/texts",
     "data.batch_size=N": "records of a batch",
     "trainer.accelerator=cpu": "where; auto: on a GPU if there is one",
@@ -46,73 +52,83 @@ TEXTS = "texts"  # the folder of a run that holds what its networks wrote
 
 
 def main(cfg: DictConfig) -> None:
-    """By ``architecture`` or a budget one sub-network; else the largest, every exported one (the middle one where the
-    run was not searched, or nothing of it exported) and the smallest.
-    """
+    """Measures the networks of ``chosen_subjects`` by the objectives and by the tasks of the harness."""
     with quiet():
         _main(cfg)
 
 
 def _main(cfg: DictConfig) -> None:
-    run = FinishedRun(Path(cfg.run_dir))
-    chosen = _chosen(run, cfg)
-    supernet = load_supernet(run.run_dir, cfg)
-    data = recorded_data(cfg, run.tokenizer, supernet, run.run_dir)
+    run_dir, harness = Path(cfg.run_dir), build(cfg.harness)
+    bars = bool(cfg.trainer.enable_progress_bar) and sys.stderr.isatty()
+    if harness is not None:
+        _ = harness.loaded  # what is wrong with the tasks is told before a network is loaded
+    subjects = chosen_subjects(cfg)
+    if harness is not None and not cfg.evaluate.replace:
+        refuse_other_results(run_dir, subjects, harness)
+    if cfg.objectives:
+        _measure_objectives(cfg, run_dir, subjects)
+    if harness is not None:
+        _ask_tasks(run_dir, subjects, harness, replace=cfg.evaluate.replace, progress=bars)
+
+
+def _measure_objectives(cfg: DictConfig, run_dir: Path, subjects: Subjects) -> None:
+    data = recorded_data(cfg, subjects.tokenizer, subjects.supernet, run_dir)
     batches = list(data.test_dataloader())
     objectives: list[Objective] = [
         build(
             node,
-            supernet=supernet,
-            space=run.space,
+            supernet=subjects.supernet,
+            space=subjects.space,
             batches=batches,
-            tokenizer=run.tokenizer,
+            tokenizer=subjects.tokenizer,
             data=data,
             split=SPLIT,
         )
         for node in cfg.objectives.values()
     ]
-    _refuse_questions_of_the_search(objectives, run.run_dir)
+    _refuse_questions_of_the_search(objectives, run_dir)
     if cfg.evaluate.texts and not any(isinstance(objective, Detailed) for objective in objectives):
         raise ValueError(
             "evaluate.texts=true cannot take effect where nothing is generated: add objectives=[generated_accuracy]"
         )
     samples = sum(len(batch["input_ids"]) for batch in batches)
     rows, parts = [], []
-    for name, architecture in chosen.items():
-        details = {o.name: o.details(supernet, architecture) for o in objectives if isinstance(o, Detailed)}
+    for subject in subjects.members:
+        architecture = subject.architecture
+        details = {o.name: o.details(subjects.supernet, architecture) for o in objectives if isinstance(o, Detailed)}
         known = {name: made_of.whole.value for name, made_of in details.items()}
-        values = measure(objectives, supernet, architecture, known)
-        add_metrics(run.run_dir, _metrics(architecture, values, objectives, samples, details))
+        values = measure(objectives, subjects.supernet, architecture, known)
+        add_metrics(run_dir, _metrics(subject, values, objectives, samples, details))
         if cfg.evaluate.texts:
-            _write_texts(run.run_dir, architecture, details)
-        rows.append((name, architecture, values))
-        parts += [(name, made_of) for made_of in details.values()]
+            _write_texts(run_dir, subject, details)
+        rows.append((subject.shown, architecture, values))
+        parts += [(subject.shown, made_of) for made_of in details.values()]
     print(_table(rows, objectives))
     if parts:
         print(f"\n{_table_of_parts(parts)}")
-    print(f"\n{numbers.counted(samples, 'record')} of the split {SPLIT}; written to {run.run_dir / 'results.json'}")
+    print(f"\n{numbers.counted(samples, 'record')} of the split {SPLIT}; written to {run_dir / RESULTS_FILE}")
 
 
-def _chosen(run: FinishedRun, cfg: DictConfig) -> dict[str, Architecture]:
-    if any(value is not None for value in (cfg.architecture, cfg.max_params, cfg.max_latency_ms)):
-        architecture = run.choose(cfg.architecture, cfg.max_params, cfg.max_latency_ms)
-        return {cfg.architecture or architecture.id: architecture}
-    searched = (run.run_dir / ARCHIVE).exists()
-    known = {evaluation.id: evaluation.architecture for evaluation in run.evaluations} if searched else {}
-    exported = sorted(path.name for path in (run.run_dir / SUBNETS).glob("*") if path.name in known)
-    between = {id: known[id] for id in exported} or {"middle": run.space.middle()}
-    return {"largest": run.space.largest(), **between, "smallest": run.space.smallest()}
+def _ask_tasks(run_dir: Path, subjects: Subjects, harness: Harness, *, replace: bool, progress: bool) -> None:
+    asked = []
+    for subject in subjects.members:
+        with subjects.activated(subject) as model:
+            results = harness(model, subjects.tokenizer, progress=progress)
+        write_results(run_dir, subject, subjects.network, results, replace=replace)
+        asked.append((subject.shown, results.metrics))
+    print(f"\n{_table_of_tasks(asked)}")
+    print(f"\nwritten to {run_dir / FOLDER} and {run_dir / RESULTS_FILE}")
 
 
 def _metrics(
-    architecture: Architecture,
+    subject: Subject,
     values: Mapping[str, float],
     objectives: Sequence[Objective],
     samples: int,
     details: Mapping[str, Details],
 ) -> list[dict[str, Any]]:
     units = {"params": "parameters"} | {objective.name: objective.unit for objective in objectives}
-    where = {"architecture": architecture.id, "split": SPLIT}
+    where = {**subject.where, "split": SPLIT}
     metrics: list[dict[str, Any]] = [
         {"name": name, "value": value, "unit": units[name], **where, "samples": samples}
         for name, value in values.items()
@@ -125,10 +141,10 @@ def _metrics(
     return metrics
 
 
-def _write_texts(run_dir: Path, architecture: Architecture, details: Mapping[str, Details]) -> None:
+def _write_texts(run_dir: Path, subject: Subject, details: Mapping[str, Details]) -> None:
     """One line per question: what was asked, what the network wrote, and what was read from it."""
     lines = [json.dumps(record) for made_of in details.values() for record in made_of.records]
-    write_text(run_dir / TEXTS / f"{architecture.id}.jsonl", "".join(f"{line}\n" for line in lines))
+    write_text(run_dir / TEXTS / f"{subject.label}.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def _refuse_questions_of_the_search(objectives: Sequence[Objective], run_dir: Path) -> None:
@@ -144,6 +160,36 @@ def _refuse_questions_of_the_search(objectives: Sequence[Objective], run_dir: Pa
         searched = {key: settings[key] for key in ("validation_path", "validation_limit", "tasks")}
         if objective.test_path is None or objective.test_path != settings["test_path"]:
             objective.refuse_shared(replace(objective, **searched, test_path=None, split="validation"))
+
+
+def _table_of_tasks(asked: Sequence[tuple[str, Sequence[TaskMetric]]]) -> str:
+    """A line for each metric of each task; accuracies in percent, with their standard errors."""
+    head = ["task", "metric", "shots", "n", "chance", *(name for name, _ in asked)]
+    body = [
+        [
+            first.task,
+            first.name if first.filter == "none" else f"{first.name} ({first.filter})",
+            str(first.num_fewshot),
+            str(first.samples),
+            "" if first.chance is None else f"{first.chance:.1f}",
+            *(_with_error(metric) for metric in of_all),
+        ]
+        for first, *others in zip(*(metrics for _, metrics in asked), strict=True)
+        for of_all in [[first, *others]]
+    ]
+    cut = [metric for metric in asked[0][1] if metric.cut]
+    notes = [f"{metric.task}: {metric.cut} prompts were cut from the left" for metric in _first_of_each_task(cut)]
+    return "\n".join([_aligned([head, *body]), *notes])
+
+
+def _first_of_each_task(metrics: Sequence[TaskMetric]) -> list[TaskMetric]:
+    return list({metric.task: metric for metric in reversed(metrics)}.values())[::-1]
+
+
+def _with_error(metric: TaskMetric) -> str:
+    form = ".1f" if metric.unit == "%" else ".4g"
+    error = "" if metric.standard_error is None else f" ± {metric.standard_error:{form}}"
+    return f"{metric.value:{form}}{error}"
 
 
 def _table_of_parts(parts: Sequence[tuple[str, Details]]) -> str:
