@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from nas_llm import overrides as text
-from nas_llm.cli import INTERRUPTED, run
+from nas_llm.cli import INTERRUPTED, as_overrides, run
 from nas_llm.config import config_dir
 from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line
 from nas_llm.launch import CONTINUING, checked
@@ -48,22 +48,21 @@ def configurations(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """What the stages of these command lines would get; one that continues a run gets what an earlier line began.
 
     Raises:
-        ValueError, or Hydra's and OmegaConf's errors: of the first that is wrong.
+        ValueError: of the first that is wrong.
     """
     begun: dict[str | None, list[str]] = {}
     found = []
     known = [*groups(config_dir()), *inner_groups(config_dir())]
     for stage, *words in commands:
-        given = text.quoted(words)
-        run_dir = text.value_of(given, "run_dir")
-        continued = stage in CONTINUING and run_dir in begun
-        overrides = text.merge(begun[run_dir], given, known) if continued else given
+        given = text.quoted(as_overrides(stage, words))
         try:
+            run_dir = text.value_of(given, "run_dir")
+            continued = stage in CONTINUING and run_dir in begun
+            overrides = text.merge(begun[run_dir], given, known) if continued else given
             cfg = checked([*overrides, f"stage={stage}"], given)
-        except CONFIG_ERRORS as error:
-            raise ValueError(f"nas-llm {stage} {' '.join(words)}: {one_line(error, given, config_dir())}") from error
-        except ValueError as error:
-            raise ValueError(f"nas-llm {stage} {' '.join(words)}: {error}") from error
+        except (ValueError, *CONFIG_ERRORS) as error:
+            line = one_line(error, given, config_dir()) if isinstance(error, CONFIG_ERRORS) else str(error)
+            raise ValueError(f"nas-llm {stage} {' '.join(words)}: {line}") from error
         if not continued and stage not in CONTINUING:
             begun[run_dir] = text.to_record(given)
         plain = OmegaConf.to_container(cfg, resolve=True)

@@ -18,7 +18,7 @@ there is a second network; activations come on top.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,26 +51,37 @@ class Needs:
         return self.memory_bytes / GIB
 
 
-def needs_of(configurations: Iterable[Mapping[str, Any]], parameters: Mapping[str, float]) -> Needs:
+def needs_of(
+    configurations: Sequence[Mapping[str, Any]],
+    parameters: Mapping[str, float],
+    before: Sequence[Mapping[str, Any]] = (),
+) -> Needs:
     """Of the commands with these composed configurations, in their order.
 
     Args:
-        parameters: of models, by the name in ``model.path``; what an earlier command wrote counts as its own model.
+        parameters: of models, by the name in ``model.path``; what an earlier command wrote counts as the model that it
+            was made of.
+        before: of commands whose results they use.
 
     Raises:
         ValueError: no command names a model that is known.
     """
-    found, total = list(configurations), Needs()
-    named = [name for cfg in found for name in _models(cfg)]
+    named = [name for cfg in (*before, *configurations) for name in _models(cfg)]
     known = [parameters[name] for name in named if name in parameters]
-    if found and not known:
+    if configurations and not known:
         raise ValueError(
             f"reproduce.parameters says nothing of {', '.join(dict.fromkeys(named)) or 'any model'}: add its parameters"
         )
-    for cfg in found:
+    total = Needs()
+    for cfg in configurations:
         own = [parameters[name] for name in _models(cfg) if name in parameters]
-        total += _needs(cfg, own[0] if own else known[0])
+        total += _needs(cfg, own[0] if own and not (before and is_default(cfg)) else known[0])
     return total
+
+
+def is_default(cfg: Mapping[str, Any]) -> bool:
+    """Whether its model is the embedded one that is chosen where none is named."""
+    return _models(cfg) == ["microworld_llama"]
 
 
 def _models(cfg: Mapping[str, Any]) -> list[str]:

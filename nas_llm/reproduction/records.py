@@ -98,6 +98,11 @@ def is_reduction(reduce: str) -> bool:
     return (name in BY_KEY and bool(key)) or (not key and (name == "only" or name in REDUCTIONS))
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is one, as "1"."""
+    return _as_number(text) is not None
+
+
 def _rank_correlation(numbers: Sequence[float], others: Sequence[float]) -> float:
     """Spearman's; 0 where all of one side are equal."""
     from scipy.stats import spearmanr

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from nas_llm.config_errors import unknown
 from nas_llm.config_types import describe, fits
-from nas_llm.reproduction.records import REDUCED, is_reduction
+from nas_llm.reproduction.records import REDUCED, is_number, is_reduction
 
 Scale = Literal["mini", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -58,7 +58,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Quotient:
-    """A number computed of two others of the same seed: ``of / over``, each a column, or ``COLUMN@ROW``."""
+    """A number computed of two others of the same seed: ``of / over``, each a column, ``COLUMN@ROW``, or a number."""
 
     of: str
     over: str
@@ -230,6 +230,8 @@ class Reproduction:
             source = self.source(row, column, scale)
             for place in (source.of, source.over) if isinstance(source, Quotient) else ():
                 of, _, whose = self.text(place, row, scale).partition("@")
+                if is_number(of):
+                    continue
                 if of not in self.columns or (whose and whose not in names):
                     raise ValueError(f"reproduce.columns.{column.name}: there is no {place}")
 

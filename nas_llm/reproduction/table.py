@@ -16,6 +16,7 @@ from nas_llm.reporting import numbers
 from nas_llm.reporting.reproduction_plot import COLUMNS, CSV_FILE
 from nas_llm.reporting.sweep import Spread
 from nas_llm.reproduction.published import Published, Table
+from nas_llm.reproduction.records import is_number
 from nas_llm.reproduction.spec import Column, Quotient, Reproduction, Row, Scale, Source
 from nas_llm.run_directory import write_text
 
@@ -110,6 +111,8 @@ def _published(spec: Reproduction, row: Row, column: Column, published: Table) -
 
 def _side(spec: Reproduction, text: str, row: Row, published: Table) -> Published | None:
     of, _, whose = spec.text(text, row, "paper").partition("@")
+    if is_number(of):
+        return Published(float(of), "1", "", "")
     return published.get((whose or row.published or "", of))
 
 

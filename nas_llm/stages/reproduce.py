@@ -19,7 +19,7 @@ from nas_llm.reporting import numbers
 from nas_llm.reporting.reproduction_plot import plot_reproduction
 from nas_llm.reproduction.estimate import FORMULA, Needs, needs_of
 from nas_llm.reproduction.published import Table, published_dir, read_published
-from nas_llm.reproduction.records import at, matching, read_records, reduced
+from nas_llm.reproduction.records import at, is_number, matching, read_records, reduced
 from nas_llm.reproduction.runs import (
     Place,
     RunCommand,
@@ -100,7 +100,7 @@ def refuse_unpublished(spec: Reproduction, published: Table) -> None:
         beside = column.published
         sides = (beside.of, beside.over) if isinstance(beside, Quotient) else beside
         for name in (side.partition("@")[0] for side in sides if spec.published is not None):
-            if name not in columns:
+            if name not in columns and not is_number(name):
                 what = f"reproduce.columns.{column.name}.published={name} is not in {spec.published}.csv"
                 raise ValueError(unknown(what, name, columns))
 
@@ -165,7 +165,7 @@ class RowOfSeed:
 
     def _records(self, cell: Cell) -> tuple[Path, list[Any]]:
         path = Path(self.fill(cell.file))
-        where = {key: self._wanted(wanted) for key, wanted in cell.where.items()}
+        where = {self.fill(key): self._wanted(wanted) for key, wanted in cell.where.items()}
         if cell.network is not None:
             where["architecture"] = network_id(path.parent, self.fill(cell.network))
         return path, matching(read_records(path), where)
@@ -268,7 +268,7 @@ def place_of(
 ) -> Place:
     """Where the commands of a row, or of what rows share, are run for one seed."""
     own = RowOfSeed(spec, scale, row, seed, folder, commons)
-    texts = tuple(spec.text(command, row, scale) for command in commands)
+    texts = tuple(text for command in commands if (text := spec.text(command, row, scale)).strip())
     return Place(folder, texts, own.fill, after or {})
 
 
@@ -318,15 +318,16 @@ def quotients(
             if not isinstance(source, Quotient):
                 continue
             known = {**values, **found}
-            sides = [known.get((*_place(spec.text(side, row, scale), row), seed)) for side in (source.of, source.over)]
-            if sides[0] is not None and sides[1]:
-                found[row.name, column.name, seed] = source.factor * sides[0] / sides[1]
+            of, over = (_side(spec.text(side, row, scale), row, seed, known) for side in (source.of, source.over))
+            if of is not None and over:
+                found[row.name, column.name, seed] = source.factor * of / over
     return found
 
 
-def _place(side: str, row: Row) -> tuple[str, str]:
-    column, _, whose = side.partition("@")
-    return whose or row.name, column
+def _side(text: str, row: Row, seed: int, known: Mapping[tuple[str, str, int], float]) -> float | None:
+    """The number that a side of a quotient names: a column's, of this row or another, or the one that is written."""
+    column, _, whose = text.partition("@")
+    return float(text) if is_number(text) else known.get((whose or row.name, column, seed))
 
 
 def copied_pictures(
@@ -352,60 +353,43 @@ def forecast(spec: Reproduction, rows: Sequence[Row], seeds: Sequence[int], proc
     Raises:
         ValueError: of the first command line that something is wrong with.
     """
-    total, lines = Needs(), []
-    groups: dict[str, list[str]] = {}
-    for row in rows:
-        for name in spec.commons_of(row, "paper"):
-            groups.setdefault(f"shared: {name}", command_lines(spec, "paper", None, spec.common[name]["paper"], name))
-    of_commons = {name: list(lines) for name, lines in groups.items()}
-    for row in rows:
-        groups[row.name] = command_lines(spec, "paper", row, row.commands["paper"], slug(row.name))
-    for name, commands in groups.items():
-        before = [
-            line
-            for row in rows
-            if row.name == name
-            for common in spec.commons_of(row, "paper")
-            for line in of_commons[f"shared: {common}"]
-        ]
-        found = process.check([shlex.split(line) for line in [*before, *commands]])
-        if not commands:
+    plan = planned(spec, "paper", rows)
+    checked = process.check([shlex.split(line) for lines in plan.values() for line in lines])
+    found = {name: [checked.pop(0) for _ in lines] for name, lines in plan.items()}
+    shared = {name: found[name] for name in spec.common if name in found}
+    made_of = {row.name: [cfg for name in spec.commons_of(row, "paper") for cfg in found[name]] for row in rows}
+    total, said = Needs(), []
+    for name, configurations in found.items():
+        if not configurations:
             continue
-        own = found[len(before) :]
-        needs = needs_of(own, spec.parameters) if not before else needs_after(found, len(before), spec.parameters)
+        before = [] if name in shared else made_of[name]
+        needs = needs_of(configurations, spec.parameters, before)
         total += needs
-        lines.append(f"\n{name}: {needs.memory_gib:,.0f} GiB, {needs.hours(spec.tflops):,.1f} GPU-hours")
-        lines += [f"  nas-llm {line}" for line in commands]
+        shown = f"shared, {name}" if name in shared else name
+        said.append(f"\n{shown}: {needs.memory_gib:,.0f} GiB, {needs.hours(spec.tflops):,.1f} GPU-hours")
+        said += [f"  nas-llm {line}" for line in plan[name]]
     times = f" for each of {numbers.counted(len(seeds), 'seed')}" if len(seeds) > 1 else ""
-    hours = total.hours(spec.tflops)
-    return "\n".join(
-        [
-            f"{spec.title}, at full size: about {total.memory_gib:,.0f} GiB of GPU memory at most and {hours:,.0f} "
-            f"GPU-hours{times}.",
-            FORMULA.format(tflops=spec.tflops),
-            *lines,
-            "",
-        ]
-    )
+    most = f"{total.memory_gib:,.0f} GiB of GPU memory at most and {total.hours(spec.tflops):,.0f} GPU-hours{times}"
+    head = f"{spec.title}, at full size: about {most}."
+    return "\n".join([head, FORMULA.format(tflops=spec.tflops), *said, ""])
 
 
-def needs_after(configurations: Sequence[Mapping[str, Any]], before: int, parameters: Mapping[str, float]) -> Needs:
-    """Of all but the first commands, whose models theirs are made of."""
-    model = next((c["model"]["path"] for c in configurations[:before] if c["model"]["path"] in parameters), None)
-    own = [
-        {**c, "model": {**c["model"], "path": model}}
-        if model is not None and c["model"]["path"] not in parameters
-        else c
-        for c in configurations[before:]
-    ]
-    return needs_of(own, parameters)
+def planned(spec: Reproduction, scale: Scale, rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Command lines by what they make, what rows share before them, with stand-ins for folders, seeds and what earlier
+    commands find out."""
+    needed = {name for row in rows for name in spec.commons_of(row, scale)}
+    plan = {
+        name: command_lines(spec, scale, None, spec.common[name][scale], name) for name in spec.common if name in needed
+    }
+    return plan | {row.name: command_lines(spec, scale, row, row.commands[scale], slug(row.name)) for row in rows}
 
 
 def command_lines(spec: Reproduction, scale: Scale, row: Row | None, commands: Sequence[str], name: str) -> list[str]:
     """Command lines with stand-ins for folders, seeds and what earlier commands find out."""
     own = {"run": str(CHECKED / name), "seed": "0", **{common: str(CHECKED / common) for common in spec.common}}
     fill: Callable[[Any], str] = partial(_stand_in, known=own)
-    return [PLACEHOLDER.sub(fill, spec.text(command, row, scale)) for command in commands]
+    lines = (PLACEHOLDER.sub(fill, spec.text(command, row, scale)) for command in commands)
+    return [line for line in lines if line.strip()]
 
 
 def _stand_in(match: Any, known: Mapping[str, str]) -> str:
