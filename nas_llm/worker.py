@@ -9,6 +9,7 @@ One JSON object a line, in and out:
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -30,11 +31,8 @@ from nas_llm.run_directory import is_main_process
 
 def main() -> None:
     """Answer requests until there are no more."""
-    import lightning.pytorch
-    import peft
-    import transformers
-
-    assert lightning.pytorch and peft and transformers, "imported for the copies of this process"
+    for heavy in ("lightning.pytorch", "peft", "transformers"):
+        importlib.import_module(heavy)  # for the copies of this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the command; who asked for it ends this process
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed goes elsewhere

@@ -1,8 +1,8 @@
 """Numbers in the files that stages leave: records that agree with conditions, and one number made of their values.
 
 A file is ``results.json`` (its list ``metrics``), another JSON list or object, JSON lines, or a CSV. A value is named
-by a dotted path, as ``losses.-1``. Conditions compare text or numbers; a list is one of several; ``<=0.5``, ``>=0.5`` and
-``>=0.4 <=0.6`` bound a number.
+by a dotted path, as ``losses.-1``. Conditions compare text or numbers; a list is one of several; ``<=0.5``, ``>=0.5``
+and ``>=0.4 <=0.6`` bound a number.
 """
 
 from __future__ import annotations

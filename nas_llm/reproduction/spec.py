@@ -72,8 +72,8 @@ Source = Cell | Quotient
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its unit, the published columns whose mean (or the quotient of which) it stands beside, and where ours
-    lies at each scale."""
+    """One column: its unit, the published columns whose mean or quotient it stands beside, and where ours lies at each
+    scale."""
 
     name: str
     unit: str
@@ -113,11 +113,11 @@ class Reproduction:
 
     Args:
         title: what it shows, and which it is.
-        columns: name -> unit, published (one, a list whose mean is meant, a quotient, or null), mini, paper (a cell or a
-            quotient).
+        columns: name -> unit, published (one, a list whose mean is meant, a quotient, or null), mini, paper (a cell or
+            a quotient).
         rows: name -> published (a row; left out: the row's own name; null: none), series, each, and per scale
             commands, cells, names.
-        published: the file of published rows, without its ending, in the folder ``experiments``; null: none is readable.
+        published: the file of published rows, without its ending, in the folder ``experiments``; null: there is none.
         notes: inconsistencies of the source, and what differs here.
         setup: by scale, one line on models, data and amounts.
         seeds: by scale.
@@ -239,7 +239,9 @@ class Reproduction:
 def _column(name: str, node: Any) -> Column:
     key = f"reproduce.columns.{name}"
     _refuse_unknown(node, ("unit", "published", *SCALES), key)
-    sources = {scale: _source(node[scale], f"{key}.{scale}") for scale in SCALES if node.get(scale) is not None}
+    sources: dict[str, Source] = {
+        scale: _source(node[scale], f"{key}.{scale}") for scale in SCALES if node.get(scale) is not None
+    }
     return Column(name, str(node.get("unit", "1")), _beside(node.get("published", name), key), sources)
 
 

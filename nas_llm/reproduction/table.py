@@ -125,13 +125,13 @@ def _known(places: Sequence[Published | None], made: Callable[..., float]) -> tu
 
 
 def write_table(
-    folder: Path, spec: Reproduction, scale: Scale, found: Sequence[Entry], facts: Sequence[str], errors: Sequence[str]
-) -> list[Path]:
-    """``table.md`` and ``table.csv``; ``facts`` go below the title, ``errors`` to the end."""
+    folder: Path, spec: Reproduction, found: Sequence[Entry], facts: Sequence[str], errors: Sequence[str]
+) -> Path:
+    """``table.md`` and ``table.csv``, which is returned; ``facts`` go below the title, ``errors`` to the end."""
     markdown, table = folder / MARKDOWN_FILE, folder / CSV_FILE
     write_text(table, _csv(found))
     write_text(markdown, _markdown(spec, found, facts, errors))
-    return [markdown, table]
+    return table
 
 
 def _csv(found: Sequence[Entry]) -> str:

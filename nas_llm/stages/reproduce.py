@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,12 @@ from nas_llm.config_errors import unknown
 from nas_llm.reporting import numbers
 from nas_llm.reporting.reproduction_plot import plot_reproduction
 from nas_llm.reproduction.estimate import FORMULA, Needs, needs_of
+from nas_llm.reproduction.filling import RowOfSeed, planned, slug
 from nas_llm.reproduction.published import Table, published_dir, read_published
-from nas_llm.reproduction.records import at, is_number, matching, read_records, reduced
+from nas_llm.reproduction.quotients import quotients
+from nas_llm.reproduction.records import is_number
 from nas_llm.reproduction.runs import (
+    CommandFailed,
     Place,
     RunCommand,
     copy_file,
@@ -28,7 +30,7 @@ from nas_llm.reproduction.runs import (
     kept_values,
     run_commands,
 )
-from nas_llm.reproduction.spec import PLACEHOLDER, Cell, Quotient, Reproduction, Row, Scale
+from nas_llm.reproduction.spec import Cell, Quotient, Reproduction, Row, Scale
 from nas_llm.reproduction.table import entries, write_table
 from nas_llm.reproduction.worker_process import Worker, worker
 from nas_llm.stages.finished_run import REFERENCES, FinishedRun
@@ -45,7 +47,6 @@ OVERRIDES = {
     "reproduce.tflops=N": "scale=paper: the throughput that the estimate assumes",
 }
 COMMON, ROWS = "common", "rows"  # folders of the run directory
-CHECKED = Path("DIR")  # stands for folders where nothing is run
 
 
 def main(cfg: DictConfig) -> None:
@@ -65,7 +66,7 @@ def main(cfg: DictConfig) -> None:
             if not spec.confirm:
                 print("Nothing was run: add reproduce.confirm=true")
                 return
-        failed = reproduced(cfg, spec, scale, rows, seeds, published, process.run)
+        failed = reproduced(Path(cfg.run_dir), spec, scale, rows, seeds, published, process.run)
     if failed:
         raise ValueError(
             f"{len(failed)} of {numbers.counted(len(rows), 'row')} failed: {'; '.join(failed)}; the table is "
@@ -120,60 +121,6 @@ def chosen_rows(spec: Reproduction, scale: Scale, names: Sequence[str] | None) -
     return [row for name, row in known.items() if name in names]
 
 
-@dataclass(frozen=True)
-class RowOfSeed:
-    """A row, or what rows share under a name, for one seed, with the folders of both."""
-
-    spec: Reproduction
-    scale: Scale
-    row: Row | None
-    seed: int
-    folder: Path
-    commons: Mapping[str, Path] = field(default_factory=dict)
-
-    def fill(self, text: str) -> str:
-        """With everything that placeholders stand for.
-
-        Raises:
-            ValueError: a name is to be found in a file that does not hold it.
-        """
-        known = {"run": str(self.folder), "seed": str(self.seed), **{n: str(path) for n, path in self.commons.items()}}
-
-        def filled(match: Any) -> str:
-            name = match[1]
-            if name in known:
-                return known[name]
-            names = self.row.names[self.scale] if self.row is not None else {}
-            return self.found(names[name]) if name in names else str(match[0])
-
-        return PLACEHOLDER.sub(filled, self.spec.text(text, self.row, self.scale))
-
-    def found(self, cell: Cell) -> str:
-        """The text at a cell, as the id of a network."""
-        path, records = self._records(cell)
-        texts = list(dict.fromkeys(str(at(record, cell.value)) for record in records))
-        if len(texts) != 1 and cell.reduce != "last":
-            raise ValueError(f"{path}: {len(texts)} values of {cell.value} where one was expected")
-        if not texts:
-            raise ValueError(f"{path}: nothing agrees with {dict(cell.where)}")
-        return texts[-1]
-
-    def number(self, cell: Cell) -> float:
-        """The number at a cell."""
-        path, records = self._records(cell)
-        return cell.factor * reduced(records, cell.value, cell.reduce, whence=f"{path}, {dict(cell.where)}")
-
-    def _records(self, cell: Cell) -> tuple[Path, list[Any]]:
-        path = Path(self.fill(cell.file))
-        where = {self.fill(key): self._wanted(wanted) for key, wanted in cell.where.items()}
-        if cell.network is not None:
-            where["architecture"] = network_id(path.parent, self.fill(cell.network))
-        return path, matching(read_records(path), where)
-
-    def _wanted(self, wanted: Any) -> Any:
-        return self.fill(wanted) if isinstance(wanted, str) else wanted
-
-
 def network_id(run_dir: Path, network: str) -> str:
     """The id of a run's sub-network by the name, or the budget, that `nas-llm evaluate` was given."""
     key, equals, value = network.partition("=")
@@ -187,7 +134,7 @@ def network_id(run_dir: Path, network: str) -> str:
 
 
 def reproduced(
-    cfg: DictConfig,
+    run_dir: Path,
     spec: Reproduction,
     scale: Scale,
     rows: Sequence[Row],
@@ -196,16 +143,17 @@ def reproduced(
     run: RunCommand,
 ) -> list[str]:
     """Runs all rows, writes the table and the picture into the run directory, and says where; returns what failed."""
-    run_dir = Path(cfg.run_dir).absolute()
+    run_dir = run_dir.absolute()
     shared = Path(spec.common_dir).absolute() if spec.common_dir is not None else run_dir / COMMON
     values: dict[tuple[str, str, int], float] = {}
     errors: dict[str, str] = {}
+    broken: dict[Path, str] = {}
     seconds: list[float] = []
     jobs = [(seed, row) for seed in seeds for row in rows]
     for number, (seed, row) in enumerate(jobs, start=1):
         start = time.perf_counter()
         try:
-            ran, found = finished(spec, scale, row, seed, run_dir / ROWS, shared, run)
+            ran, found = finished(spec, scale, row, seed, run_dir / ROWS, shared, run, broken)
             values |= {(row.name, column, seed): value for column, value in found.items()}
             said = "done before" if not ran else f"done in {numbers.duration(time.perf_counter() - start)}"
         except ValueError as error:
@@ -216,7 +164,8 @@ def reproduced(
         left = sum(seconds) / len(seconds) * (len(jobs) - number) if seconds else 0.0
         rest = f"; about {numbers.duration(left)} left" if number < len(jobs) else ""
         print(f"[{number}/{len(jobs)}] {row.name}, seed {seed}: {said}{rest}", flush=True)
-        write_everything(cfg, spec, scale, rows, seeds, published, values, errors)
+        table = write_everything(run_dir, spec, scale, rows, seeds, published, values, errors)
+    plot_reproduction(table, x=spec.drawn.x, y=spec.drawn.y, lines=spec.drawn.lines)
     for path in copied_pictures(spec, scale, rows, seeds, run_dir, shared):
         print(f"written: {path}")
     print(f"\n{(run_dir / 'table.md').read_text()}\nwritten: {run_dir}/table.md, table.csv, table.png")
@@ -224,9 +173,18 @@ def reproduced(
 
 
 def finished(
-    spec: Reproduction, scale: Scale, row: Row, seed: int, folder: Path, shared: Path, run: RunCommand
+    spec: Reproduction,
+    scale: Scale,
+    row: Row,
+    seed: int,
+    folder: Path,
+    shared: Path,
+    run: RunCommand,
+    broken: dict[Path, str],
 ) -> tuple[bool, dict[str, float]]:
     """Whether anything had to be run, and the row's numbers for this seed.
+
+    ``broken`` takes what rows share and what has failed, so that it is not tried again for every row.
 
     Raises:
         ValueError: a command failed, or a number is not where it should be.
@@ -235,10 +193,10 @@ def finished(
     for name in spec.commons_of(row, scale):
         place = place_of(spec, scale, None, seed, shared / name / f"seed-{seed}", {}, spec.common[name][scale])
         ran |= not place.is_finished
-        run_commands(place, run)
+        run_shared(place, run, broken)
         commons[name] = place.folder
         after[name] = list(place.commands)
-    own = RowOfSeed(spec, scale, row, seed, folder / slug(row.name) / f"seed-{seed}", commons)
+    own = RowOfSeed(spec, scale, row, seed, folder / slug(row.name) / f"seed-{seed}", network_id, commons)
     place = place_of(spec, scale, row, seed, own.folder, commons, row.commands[scale], after)
     cells = {
         column.name: source
@@ -256,6 +214,17 @@ def finished(
     return ran, found
 
 
+def run_shared(place: Place, run: RunCommand, broken: dict[Path, str]) -> None:
+    """As ``run_commands``; what has failed before fails at once."""
+    if place.folder in broken:
+        raise CommandFailed(broken[place.folder])
+    try:
+        run_commands(place, run)
+    except CommandFailed as error:
+        broken[place.folder] = str(error)
+        raise
+
+
 def place_of(
     spec: Reproduction,
     scale: Scale,
@@ -267,13 +236,13 @@ def place_of(
     after: Mapping[str, Any] | None = None,
 ) -> Place:
     """Where the commands of a row, or of what rows share, are run for one seed."""
-    own = RowOfSeed(spec, scale, row, seed, folder, commons)
+    own = RowOfSeed(spec, scale, row, seed, folder, network_id, commons)
     texts = tuple(text for command in commands if (text := spec.text(command, row, scale)).strip())
     return Place(folder, texts, own.fill, after or {})
 
 
 def write_everything(
-    cfg: DictConfig,
+    run_dir: Path,
     spec: Reproduction,
     scale: Scale,
     rows: Sequence[Row],
@@ -281,9 +250,8 @@ def write_everything(
     published: Table,
     values: Mapping[tuple[str, str, int], float],
     errors: Mapping[str, str],
-) -> None:
-    """The table as far as it is known, and its picture."""
-    run_dir = Path(cfg.run_dir)
+) -> Path:
+    """The table as far as it is known; returns its CSV."""
     by_seed = dict(values)
     for seed in seeds:
         by_seed |= quotients(spec, scale, rows, seed, by_seed)
@@ -299,35 +267,7 @@ def write_everything(
     setup = spec.setup.get(scale)
     facts = [*([setup] if setup else []), f"scale={scale}, seeds {named}, {date.today().isoformat()}."]
     failures = [f"{name}: {error}" for name, error in errors.items()]
-    _, table = write_table(run_dir, spec, scale, found, facts, failures)
-    plot_reproduction(table, x=spec.drawn.x, y=spec.drawn.y, lines=spec.drawn.lines)
-
-
-def quotients(
-    spec: Reproduction,
-    scale: Scale,
-    rows: Sequence[Row],
-    seed: int,
-    values: Mapping[tuple[str, str, int], float],
-) -> dict[tuple[str, str, int], float]:
-    """The numbers that are computed of others, of which both are known."""
-    found: dict[tuple[str, str, int], float] = {}
-    for column in spec.all_columns:  # in their order, so that one may be of one before it
-        for row in rows:
-            source = spec.source(row, column, scale)
-            if not isinstance(source, Quotient):
-                continue
-            known = {**values, **found}
-            of, over = (_side(spec.text(side, row, scale), row, seed, known) for side in (source.of, source.over))
-            if of is not None and over:
-                found[row.name, column.name, seed] = source.factor * of / over
-    return found
-
-
-def _side(text: str, row: Row, seed: int, known: Mapping[tuple[str, str, int], float]) -> float | None:
-    """The number that a side of a quotient names: a column's, of this row or another, or the one that is written."""
-    column, _, whose = text.partition("@")
-    return float(text) if is_number(text) else known.get((whose or row.name, column, seed))
+    return write_table(run_dir, spec, found, facts, failures)
 
 
 def copied_pictures(
@@ -339,7 +279,7 @@ def copied_pictures(
     for text in spec.drawn.files.get(scale, ()):
         for row in rows if "{run}" in text else [None]:
             folder = run_dir / ROWS / slug(row.name) / f"seed-{seeds[0]}" if row is not None else run_dir
-            source = Path(RowOfSeed(spec, scale, row, seeds[0], folder, commons).fill(text))
+            source = Path(RowOfSeed(spec, scale, row, seeds[0], folder, network_id, commons).fill(text))
             if source.is_file():
                 name = source.name if row is None else f"{slug(row.name)}-{source.name}"
                 copy_file(source, run_dir / name)
@@ -372,31 +312,3 @@ def forecast(spec: Reproduction, rows: Sequence[Row], seeds: Sequence[int], proc
     most = f"{total.memory_gib:,.0f} GiB of GPU memory at most and {total.hours(spec.tflops):,.0f} GPU-hours{times}"
     head = f"{spec.title}, at full size: about {most}."
     return "\n".join([head, FORMULA.format(tflops=spec.tflops), *said, ""])
-
-
-def planned(spec: Reproduction, scale: Scale, rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Command lines by what they make, what rows share before them, with stand-ins for folders, seeds and what earlier
-    commands find out."""
-    needed = {name for row in rows for name in spec.commons_of(row, scale)}
-    plan = {
-        name: command_lines(spec, scale, None, spec.common[name][scale], name) for name in spec.common if name in needed
-    }
-    return plan | {row.name: command_lines(spec, scale, row, row.commands[scale], slug(row.name)) for row in rows}
-
-
-def command_lines(spec: Reproduction, scale: Scale, row: Row | None, commands: Sequence[str], name: str) -> list[str]:
-    """Command lines with stand-ins for folders, seeds and what earlier commands find out."""
-    own = {"run": str(CHECKED / name), "seed": "0", **{common: str(CHECKED / common) for common in spec.common}}
-    fill: Callable[[Any], str] = partial(_stand_in, known=own)
-    lines = (PLACEHOLDER.sub(fill, spec.text(command, row, scale)) for command in commands)
-    return [line for line in lines if line.strip()]
-
-
-def _stand_in(match: Any, known: Mapping[str, str]) -> str:
-    return known.get(match[1], match[1].upper())
-
-
-def slug(name: str) -> str:
-    """A row's name as one of a folder."""
-    words = "".join(letter if letter.isalnum() or letter in ".:" else " " for letter in name).split()
-    return "-".join(words).replace(":", "-").lower()
