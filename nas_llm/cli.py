@@ -19,7 +19,8 @@ from nas_llm.stages import modules
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
 FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
 USAGE_ERROR, INTERRUPTED = 2, 130
-NAMED = {"bench": "bench", "analyse": "analysis"}  # nas-llm bench sandwich: stages that take a group's option by name
+# nas-llm bench sandwich: stages that take a group's option by name
+NAMED = {"bench": "bench", "analyse": "analysis", "reproduce": "reproduce"}
 
 
 def main() -> None:
@@ -41,15 +42,20 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"nas-llm {__version__}")
         return 0
-    stage, rest = arguments[0], list(arguments[1:])
+    stage, rest = arguments[0], as_overrides(arguments[0], arguments[1:])
     if stage not in stages():
         return _fail(_unknown_stage(stage))
-    if stage in NAMED and rest and rest[0].isidentifier():
-        rest[0] = f"{NAMED[stage]}={rest[0]}"
     if {"-h", "--help"} & set(rest):
         print(stage_help(stage))
         return 0
     return _launched(stage, rest)
+
+
+def as_overrides(stage: str, words: Sequence[str]) -> list[str]:
+    """The words behind a stage's name, of which the first may name an option of its group, as overrides."""
+    if stage in NAMED and words and words[0].replace("/", "_").isidentifier():
+        return [f"{NAMED[stage]}={words[0]}", *words[1:]]
+    return list(words)
 
 
 def stages() -> dict[str, str]:

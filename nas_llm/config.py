@@ -61,6 +61,9 @@ TYPES = {
     "evaluate.replace": bool,
     "evaluate.texts": bool,
     "model.path": str,
+    "scale": Literal["mini", "paper"],
+    "seeds": list[int] | None,
+    "rows": list[str] | None,
 }
 LIGHT = ("nas_llm.samplers.", "nas_llm.schedules.", "nas_llm.search")  # checked first: they import without torch
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
@@ -116,7 +119,8 @@ def check(cfg: "DictConfig") -> None:
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     for key, annotation in TYPES.items():
-        _check_type(key, OmegaConf.select(cfg, key), annotation)
+        value = OmegaConf.select(cfg, key)
+        _check_type(key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, annotation)
     checkpoint_path(cfg)
     sources = sources_of(OmegaConf.to_container(cfg, resolve=False), "")
     for key in ("tokenizer_path", "adapter_path"):

@@ -48,12 +48,13 @@ def unknown(what: str, name: str, candidates: Iterable[str], *, prefix: str = ""
 
 
 EXPERIMENT = "experiment"
+IN_FOLDERS = (EXPERIMENT, "reproduce")  # groups whose options may lie in folders, as ablation/arm
 
 
 def options(folder: Path, group: str) -> list[str]:
-    """The options of a group, found by listing its folder; experiments may lie in folders, as ablation/arm."""
+    """The options of a group, found by listing its folder."""
     place = folder / group
-    found = place.rglob("*.yaml") if group == EXPERIMENT else place.glob("*.yaml")
+    found = place.rglob("*.yaml") if group in IN_FOLDERS else place.glob("*.yaml")
     return sorted(str(path.relative_to(place).with_suffix("")) for path in found)
 
 
@@ -132,13 +133,13 @@ def _missing_option(error: MissingConfigException, folder: Path) -> str:
 
 def groups(folder: Path) -> list[str]:
     """The configuration groups, found by listing the folder."""
-    found = (path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
-    return sorted(name for name in found if name != "hydra")
+    places = (path for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
+    return sorted(path.name for path in places if options(folder, path.name))
 
 
 def inner_groups(folder: Path) -> list[str]:
     """The groups inside a group, as search/initial."""
-    outer = [folder / group for group in groups(folder) if group != EXPERIMENT]
+    outer = [folder / group for group in groups(folder) if group not in IN_FOLDERS]
     found = (inner for group in outer for inner in group.iterdir() if inner.is_dir())
     return sorted(f"{inner.parent.name}/{inner.name}" for inner in found)
 

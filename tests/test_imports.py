@@ -63,11 +63,13 @@ ALLOWED["importance"] |= {
 ALLOWED["analysis"] = VALUES | FILES | {"models", "importance", "samplers", "objectives", "reporting", "lightning"}
 ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "objectives"}
 ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft", "operators"}
-ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors"}
+ALLOWED["reproduction"] = FILES | {"reporting", "config_types", "config_errors"}
+ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors", "reproduction"}
 ALLOWED["launch"] = FILES | {"stages", "stage_reads", "config", "config_effects", "config_errors"}
 ALLOWED["launch"] |= {"overrides", "reporting"}
 ALLOWED["cli"] = ALLOWED["launch"] | {"launch"}
 ALLOWED["__main__"] = {"cli"}
+ALLOWED["worker"] = ALLOWED["cli"] | {"cli"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
