@@ -53,6 +53,7 @@ START_FILES = (
 METRIC_IDENTITY = (
     "name",
     "architecture",
+    "model",
     "split",
     "data",
     "variant",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from nas_llm.architecture import Architecture
 from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
+from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Detailed, Details, GeneratedAccuracy, Objective, measure
 from nas_llm.reporting import numbers
 from nas_llm.run_directory import add_metrics, recorded_fingerprints, write_text
@@ -20,6 +22,7 @@ from nas_llm.stages.data import recorded_data
 from nas_llm.stages.export import SUBNETS
 from nas_llm.stages.finished_run import ARCHIVE, FinishedRun
 from nas_llm.stages.search import load_supernet
+from nas_llm.stages.text_perplexity import measure_text
 
 READS = (
     "model.attn_implementation",
@@ -27,6 +30,7 @@ READS = (
     "objectives",
     "trainer.accelerator",
     "evaluate.texts",
+    "text_perplexity",
     "architecture",
     "max_params",
     "max_latency_ms",
@@ -38,6 +42,7 @@ OVERRIDES = {
     "max_latency_ms=X": "instead: the best of at most this latency, where that was an objective",
     "objectives=[perplexity,latency]": "what is measured; any of the group's options",
     "objectives=[generated_accuracy] evaluate.texts=true": "write down what each network generated, in run_dir/texts",
+    "text_perplexity=file text_perplexity.path=FILE": "also the perplexity of a text; or wikitext2, wikitext103, c4",
     "data.batch_size=N": "records of a batch",
     "trainer.accelerator=cpu": "where; auto: on a GPU if there is one",
 }
@@ -77,6 +82,7 @@ def _main(cfg: DictConfig) -> None:
             "evaluate.texts=true cannot take effect where nothing is generated: add objectives=[generated_accuracy]"
         )
     samples = sum(len(batch["input_ids"]) for batch in batches)
+    texts = _text_perplexity(cfg, run, supernet, chosen)
     rows, parts = [], []
     for name, architecture in chosen.items():
         details = {o.name: o.details(supernet, architecture) for o in objectives if isinstance(o, Detailed)}
@@ -90,6 +96,8 @@ def _main(cfg: DictConfig) -> None:
     print(_table(rows, objectives))
     if parts:
         print(f"\n{_table_of_parts(parts)}")
+    if texts:
+        print(f"\n{_aligned(texts)}")
     print(f"\n{numbers.counted(samples, 'record')} of the split {SPLIT}; written to {run.run_dir / 'results.json'}")
 
 
@@ -102,6 +110,16 @@ def _chosen(run: FinishedRun, cfg: DictConfig) -> dict[str, Architecture]:
     exported = sorted(path.name for path in (run.run_dir / SUBNETS).glob("*") if path.name in known)
     between = {id: known[id] for id in exported} or {"middle": run.space.middle()}
     return {"largest": run.space.largest(), **between, "smallest": run.space.smallest()}
+
+
+def _text_perplexity(
+    cfg: DictConfig, run: FinishedRun, supernet: Supernet, chosen: Mapping[str, Architecture]
+) -> list[list[str]]:
+    """The rows of a table; none where no text was asked for."""
+    if not cfg.text_perplexity:
+        return []
+    networks = [(name, {"architecture": a.id}, partial(supernet.activate, a)) for name, a in chosen.items()]
+    return measure_text(cfg.text_perplexity, run.tokenizer, run.run_dir, networks)
 
 
 def _metrics(
