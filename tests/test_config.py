@@ -21,6 +21,7 @@ from nas_llm.models.loading import load_tokenizer
 OPTIONS = [(group, option) for group in groups(config_dir()) for option in options(config_dir(), group)]
 PARTNERS = {  # what an option cannot do without
     "sampler=standard": ["distillation=none"],
+    "objectives=[none]": ["search=none"],
     **{
         f"sparsity={method}": ["trainer.max_steps=0", "scheduler=none"]
         for method in ("magnitude", "wanda", "sparsegpt")
