@@ -21,6 +21,7 @@ from nas_llm.models.loading import load_tokenizer
 OPTIONS = [(group, option) for group in groups(config_dir()) for option in options(config_dir(), group)]
 PARTNERS = {  # what an option cannot do without
     "sampler=standard": ["distillation=none"],
+    "objectives=[none]": ["search=none"],
     **{
         f"sparsity={method}": ["trainer.max_steps=0", "scheduler=none"]
         for method in ("magnitude", "wanda", "sparsegpt")
@@ -39,7 +40,8 @@ def required(group: str, option: str) -> list[str]:
     """Overrides for the settings that the option leaves to the user."""
     loaded = OmegaConf.load(config_dir() / group / f"{option}.yaml")
     assert isinstance(loaded, DictConfig)
-    return [f"{group}.{key}=anything" for key in loaded if OmegaConf.is_missing(loaded, key)]
+    place = f"{group}.{option}" if group == "objectives" else group
+    return [f"{place}.{key}=anything" for key in loaded if OmegaConf.is_missing(loaded, key)]
 
 
 def refusal(overrides: Sequence[str]) -> str:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from test_families import FAMILIES, build, random_architectures
+from transformers import DynamicCache, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nas_llm.data.microworld import Item, multiple_choice_sets, train_tokenizer
-from nas_llm.evaluation.multiple_choice import Accuracy, accuracies, encode, log_likelihoods
+from nas_llm.evaluation.multiple_choice import Accuracy, accuracies, encode, log_likelihoods, summed
 
 VOCAB = 700
 SIZES = {
@@ -138,3 +139,62 @@ def test_too_long_items_and_empty_sets_are_refused(tokenizer):
         accuracies(model, tokenizer, multiple_choice_sets(0, 1))
     with pytest.raises(ValueError, match="'nothing' is empty"):
         accuracies(model, tokenizer, {"nothing": []})
+
+
+def pairs_of(number, vocabulary, *, seed=0):
+    """Items of random tokens, whose options' contexts are the same, or differ at their ends."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(low, high):
+        return rng.integers(3, vocabulary, rng.integers(low, high)).tolist()
+
+    items = []
+    for _ in range(number):
+        context = drawn(3, 40)
+        contexts = [context if rng.random() < 0.6 else context[:-1] + drawn(1, 5) for _ in range(4)]
+        items.append([(each, drawn(1, 9)) for each in contexts])
+    return items
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_beginnings_change_no_number_in_any_family(family):
+    supernet, items = build(family), pairs_of(6, 96)
+    for architecture in [supernet.largest(), *random_architectures(supernet, 1)]:
+        with supernet.activate(architecture) as model:
+            shared, whole = summed(model, items, batch_size=7), summed(model, items, batch_size=5, shared=False)
+            context, option = items[0][1]
+            with torch.no_grad():
+                logits = model(torch.tensor([context + option])).logits[0].log_softmax(-1)
+        np.testing.assert_allclose(np.concatenate(shared), np.concatenate(whole), atol=1e-4)
+        alone = sum(logits[len(context) - 1 + i, token].item() for i, token in enumerate(option))
+        assert shared[0][1] == pytest.approx(alone, abs=1e-4)
+
+
+def test_beginnings_are_run_once(model):
+    items = [[([5] * 30, [6, 7]), ([5] * 30, [8, 9]), ([5] * 30, [6, 10])]]
+    seen = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    summed(model, items)
+    summed(model, items, shared=False)
+    handle.remove()
+    assert seen == [(1, 30), (2, 1), (2, 31)]
+
+
+def test_layers_without_keys_and_values_run_whole_sequences(model):
+    """A first layer whose attention is left out keeps nothing, so that what follows would not know its length."""
+    items = pairs_of(3, VOCAB)
+    whole = summed(model, items, shared=False)
+    forward = DynamicCache.update
+    calls = []
+
+    def nothing_of_the_first(cache, keys, values, layer_idx, *args, **kwargs):
+        calls.append(layer_idx)
+        return (keys, values) if layer_idx == 0 else forward(cache, keys, values, layer_idx, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DynamicCache, "update", nothing_of_the_first)
+        found = summed(model, items)
+    assert calls
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(whole), atol=1e-4)

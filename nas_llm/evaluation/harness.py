@@ -139,7 +139,7 @@ class Harness:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False
     ) -> HarnessResults:
         """Asks `model`, which is in evaluation mode for the time of it: any causal language model, or what
-        ``supernet.activate(architecture)`` yields. Random states are left as they were.
+        ``supernet.activate(architecture)`` yields. torch's random state is left as it was.
         """
         import torch
         from lm_eval.evaluator import evaluate

@@ -46,7 +46,7 @@ OVERRIDES = {
     "objectives=[perplexity,latency]": "what is measured; any of the group's options, or [none]",
     "harness=tasks harness.tasks=[piqa,mmlu]": "tasks of lm-eval besides; or a paper's, as harness=paper1",
     "harness.task_path=FOLDER": "of task files of one's own; harness.limit=N: so many documents of each task",
-    "evaluate.model_path=DIR": "instead: a saved model, or one of the hub; run_dir need hold no run then",
+    "evaluate.model_path=DIR objectives=[none] harness=paper1": "instead: a saved model; run_dir need hold no run then",
     "objectives=[generated_accuracy] evaluate.texts=true": "write down what each network generated, in run_dir/texts",
     "text_perplexity=file text_perplexity.path=FILE": "also the perplexity of a text; or wikitext2, wikitext103, c4",
     "data.batch_size=N": "records of a batch",
