@@ -19,6 +19,7 @@ from nas_llm.baselines.shortgpt import ShortGPT
 from nas_llm.baselines.sparse import MagnitudeBaseline, SparseGPTBaseline, WandaBaseline
 from nas_llm.baselines.truncation import Truncation
 from nas_llm.baselines.unast_depth import UnastDepth
+from nas_llm.models.elastic import ElasticModule
 from nas_llm.models.loading import from_pretrained, is_stock, save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import mean_token_loss
@@ -377,3 +378,16 @@ def test_a_budget_takes_the_least_of_the_pieces():
     budget = Budget.of(60, None, "pieces")
     assert budget.first([3, 1, 2], lambda gone: 100 - 20 * len(gone), 100) == [3, 1]
     assert Budget.of(None, None, "pieces").max_params == 0.75
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gemma2"])
+def test_a_released_network_is_the_model_itself_and_plain(name, tmp_path):
+    supernet = build(name)
+    expected, weights = logits(supernet.model), {id(parameter) for parameter in supernet.model.parameters()}
+    model = supernet.release()
+    assert {id(parameter) for parameter in model.parameters()} == weights
+    assert not any(isinstance(module, ElasticModule) for module in model.modules())
+    assert torch.equal(logits(model), expected)
+    save_pretrained(model, tmp_path / "model")
+    assert torch.equal(logits(from_pretrained(tmp_path / "model")), expected)
+    assert Supernet(model).num_parameters(supernet.largest()) == sum(p.numel() for p in model.parameters())

@@ -128,7 +128,7 @@ def sparse(supernet: Supernet, method: Sparsity, batches: Batches, name: str) ->
     needs_data = not isinstance(method, Magnitude)
     with named_as_baseline("sparsity"):
         counts = method(supernet, batches() if needs_data else ())
-    model = supernet.extract(supernet.largest())
+    full, model = supernet.largest(), supernet.release()
     zeros, whole = counts.overall, zeros_of_model(model).overall
     amount = Amount.of(method.sparsity, method.pattern)
     share = (
@@ -138,4 +138,4 @@ def sparse(supernet: Supernet, method: Sparsity, batches: Batches, name: str) ->
         f"{share} weights of {len(counts.by_name)} linear modules became zero by {name}; {whole.nonzero:,} of its "
         f"{whole.size:,} parameters are not."
     )
-    return Pruned(model, summary, counts.to_dict(), supernet.largest())
+    return Pruned(model, summary, counts.to_dict(), full)
