@@ -11,6 +11,7 @@ from test_families import build
 from torch import nn
 from torch.nn import functional as F
 
+from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.baselines import Pruned
 from nas_llm.baselines.budget import Budget
 from nas_llm.baselines.quantized import GPTQBaseline, RoundToNearestBaseline
@@ -242,9 +243,15 @@ def test_truncation_keeps_the_first_units_and_no_fewer_than_it_must(axes):
     kept = {"hidden": small.hidden, "kv_groups": shape.kv_groups, "ffn": shape.ffn, "layers": small.num_layers}
     full = {"hidden": 48, "kv_groups": 3, "ffn": 80, "layers": 4}
     assert all(kept[axis] == full[axis] for axis in full if axis not in axes)
-    unit = {"hidden": 8, "kv_groups": 1, "ffn": 8, "layers": 1}
-    larger = min((kept[axis] + unit[axis]) / full[axis] for axis in axes)  # the next fraction at which something grows
-    assert supernet.num_parameters(Truncation(axes=axes)._cut(supernet.largest(), larger)) > share * whole
+    for axis in axes:  # one unit more of any is too much
+        if kept[axis] == full[axis]:
+            continue
+        more = kept | {axis: kept[axis] + {"hidden": 8, "kv_groups": 1, "ffn": 8, "layers": 1}[axis]}
+        layers = tuple(
+            LayerChoice(i, more["kv_groups"], shape.heads_per_group, shape.head_dim, more["ffn"])
+            for i in range(more["layers"])
+        )
+        assert supernet.num_parameters(Architecture(more["hidden"], layers)) > share * whole
     weight = blocks_of(pruned.model)[0].mlp.up_proj.weight
     assert torch.equal(weight, blocks_of(model)[0].mlp.up_proj.weight[: kept["ffn"], : kept["hidden"]])
 
