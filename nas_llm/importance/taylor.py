@@ -40,7 +40,7 @@ class Taylor:
         weights = list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
         totals: dict[str, Tensor] = {}
         tokens = 0
-        with evaluating(supernet.model), _differentiable(weights):
+        with evaluating(supernet.model), differentiable(weights):
             for batch in batches:
                 count = self._add(supernet, batch, weights, totals)
                 tokens += count
@@ -73,7 +73,7 @@ class Taylor:
 
 
 @contextmanager
-def _differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     """Frozen weights have gradients too, inside the block."""
     before = [weight.requires_grad for weight in weights]
     try:

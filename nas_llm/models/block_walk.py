@@ -175,6 +175,12 @@ def projections(supernet: Supernet) -> tuple[tuple[Projection, ...], ...]:
     )
 
 
+def dense_projections(supernet: Supernet) -> tuple[Projection, ...]:
+    """All of :func:`projections` whose weights are no integers."""
+    every = (projection for of_block in projections(supernet) for projection in of_block)
+    return tuple(projection for projection in every if not isinstance(projection.module, QuantizedLinear))
+
+
 def _not_finite(what: str, dtype: torch.dtype) -> ValueError:
     mend = "set model.path to one whose weights are whole"
     if dtype != torch.float32:

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from nas_llm.architecture import Architecture
+from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.models.families import FAMILIES, family_of, known_family
 from nas_llm.models.order import FILE_NAME as AXES_ORDER
 from nas_llm.models.packed_checkpoint import BITS_KEY, KEY, is_packed, place, quantization_keys, quantized_layers
@@ -177,6 +177,30 @@ def without_weights(
     except (OSError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"model.path={path}: its config.json is not supported ({_one_line(error)})") from error
     return model.to(precision) if isinstance(precision, torch.dtype) else model.float()
+
+
+def shape_of(path: str | Path, *, setting: str = "model.path") -> Architecture:
+    """The sizes of a saved model by its ``config.json`` alone, in layers 0, 1, ...
+
+    Raises:
+        ValueError: there is none, it is damaged, of an unknown family, or one of a network of operators; errors name
+            ``setting``.
+    """
+    place = resolve(path)
+    _refuse_missing(place, setting)
+    keys = _config_keys(place, setting)
+    try:
+        if keys["model_type"] != MODEL_TYPE:
+            known_family(keys["model_type"])
+            config = AutoConfig.from_pretrained(place)
+            return family_of(config).largest(config)
+        origin = keys["nas_llm"]
+        cut = Architecture.from_dict(origin["architecture"])
+    except (OSError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(f"{setting}={path}: its config.json is not supported ({_one_line(error)})") from error
+    if "operators" in origin:
+        raise ValueError(f"{setting}={path} is a network of operators, whose sublayers have no sizes to cut others to")
+    return Architecture(cut.hidden, tuple(LayerChoice(i, *layer.shape) for i, layer in enumerate(cut.layers)))
 
 
 def load_tokenizer(
