@@ -87,11 +87,12 @@ class AxisChoices:
                 f"search_space.elastic=[{','.join(self.elastic)}]: the network has no low-rank adapters whose rank "
                 "could vary; add them, peft=lora, or leave rank out"
             )
+        words = ", ".join(allowed) or "none: set search_space=whole"
         named = f"search_space.elastic=[{','.join(self.elastic)}]"
         if unknown := [axis for axis in self.elastic if axis not in (*AXES, RANK)]:
             raise ValueError(f"{named}: there is no axis {unknown[0]}; allowed are {', '.join(allowed)}")
         if rigid := [axis for axis in self.elastic if axis not in allowed]:
-            raise ValueError(f"{named}: {self._whose} cannot slice {rigid[0]}; allowed are {', '.join(allowed)}")
+            raise ValueError(f"{named}: {self._whose} cannot slice {rigid[0]}; allowed are {words}")
         if not self.elastic or len(set(self.elastic)) < len(self.elastic):
             raise ValueError(f"{named}: name each axis that is to vary once, at least one; allowed are {allowed}")
 

@@ -16,6 +16,7 @@ it is left out here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,10 +136,11 @@ class SliceGPT:
         cut = replace(full, hidden=width)
         small.load_state_dict(stream.extract(cut).state_dict(), assign=True)
         small.to(supernet.model.device).eval()
-        small.generation_config = supernet.model.generation_config
+        small.generation_config = copy.deepcopy(supernet.model.generation_config)
+        turned = (len(signals) - 1) * width**2
         summary = (
             f"SliceGPT: {width} of {full.hidden} channels of the residual stream, in the basis of the principal "
-            "components of what each sublayer reads."
+            f"components of what each sublayer reads; {turned:,} of its parameters turn one basis into the next."
         )
         return Pruned(small, summary, {"width": width, "full_width": full.hidden, "signals": signals})
 

@@ -23,7 +23,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from nas_llm.models.families import HIDDEN, Family, family_of
 
 KEY = "rotated_stream"  # in the description of a cut model: the arguments of place_norms
-DROPOUTS = ("hidden_dropout", "resid_pdrop", "dropout")  # of what a sublayer writes, to which x (S - I) belongs here
+# Configuration keys that must be 0: dropout of what a sublayer writes, to which x (S - I) belongs here, and of layers.
+DROPOUTS = ("hidden_dropout", "resid_pdrop", "dropout", "layerdrop")
 
 
 class StreamNorm(nn.Module):
@@ -232,12 +233,12 @@ def _norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, Any, list[A
             for name, readers in signal.norms.items():
                 sublayer = block.get_submodule(signal.sublayer) if name == signal.rotation else None
                 yield block, name, getattr(block, name), [block.get_submodule(reader) for reader in readers], sublayer
-    parent, _, name = final_norm(family_of(model.config)).rpartition(".")
+    parent, _, name = _final_norm(family_of(model.config)).rpartition(".")
     place = model.get_submodule(parent)
     yield place, name, getattr(place, name), [output_layer_of(model)], None
 
 
-def final_norm(row: Family) -> str:
+def _final_norm(row: Family) -> str:
     """Name of the norm behind the last block."""
     return next(name for name, layout in row.shared.items() if layout == (HIDDEN,))
 

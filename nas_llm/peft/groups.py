@@ -1,9 +1,9 @@
 """Which weights carry adapters, and which of those share one rank.
 
 By what a weight reads and writes, the same in every family: ``attention_in`` (query, key and value projections),
-``attention_out``, ``ffn_in`` (up and gate), ``ffn_out`` (down), ``lm_head`` and ``embedding``; ``linear`` is the one
-matrix that stands in a sublayer's place in a network of operators. LoNAS and Shears group q, k, v and up, gate in this
-way (paper 2).
+``attention_out``, ``ffn_in`` (up and gate), ``ffn_out`` (down), ``lm_head`` and ``embedding``; ``linear`` maps the
+residual stream to itself: in a sublayer's place in a network of operators, from one basis to the next in a rotated one.
+LoNAS and Shears group q, k, v and up, gate in this way (paper 2).
 """
 
 from __future__ import annotations
