@@ -119,7 +119,7 @@ def search_operators(
             )
         solutions = dict(pairs)
         of_budget = [Found(budget, each.network, solutions[each.network], each, cfg.budget.of) for each in ranked]
-        best = min(of_budget, key=lambda each: (-each.ranked.rounds, each.ranked.loss))
+        best = of_budget[0]
         path = export(best, make, tokenizer, run_dir, halving, folder)
         found += [replace(each, winner=each is best, path=path if each is best else None) for each in of_budget]
     teacher_loss = mean_token_loss(supernet.model, batches)
