@@ -315,14 +315,19 @@ def test_a_killed_process_is_told_and_the_run_goes_on(tmp_path):
     assert_same(supernet, run(supernet, tmp_path / "whole"), run(supernet, path, settings=SETTINGS))
 
 
-def test_a_damaged_operator_stops_the_run_before_it_begins(tmp_path):
-    supernet = teacher()
-    library = run(supernet, tmp_path / "run" / "operators", {(0, "mlp"): [Ffn(40)]})
+@pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])
+def test_a_damaged_operator_is_made_anew_and_said(tmp_path, how):
+    supernet, said = teacher(), []
+    library = run(supernet, tmp_path / "run" / "operators", {(0, "mlp"): [Ffn(40), Linear()]})
     file = library.file((0, "mlp"), Ffn(40))
-    file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"ffn-40\.safetensors is damaged"):
-        run(supernet, library.path)
-    assert set(library.operators) == {(0, "mlp")}
+    whole, other = file.read_bytes(), library.file((0, "mlp"), Linear()).stat().st_mtime_ns
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    file.write_bytes({"truncated": whole[:-7], "empty": b"", "flipped": flipped}[how])
+    run(supernet, library.path, {(0, "mlp"): [Ffn(40), Linear()]}, say=said.append)
+    assert f"{file} is damaged" in said[0]
+    assert "1 of 2 operators are there" in said[1]
+    assert not library.damage((0, "mlp"), Ffn(40))
+    assert library.file((0, "mlp"), Linear()).stat().st_mtime_ns == other
 
 
 def test_progress_tells_operators_and_time_left(capsys):

@@ -67,7 +67,7 @@ def library(supernet, tmp_path) -> Library:
 
 def test_operators_come_back_as_they_were_saved(supernet, library):
     for place, operator in OPERATORS:
-        assert library.has(place, operator)
+        assert not library.damage(place, operator)
         assert library.record(place, operator) == {"local": 0.5, "steps": 3, "seconds": 0.1}
         expected = trained(supernet, place, operator).state_dict()
         found = library.load(supernet, place, operator)
@@ -75,8 +75,8 @@ def test_operators_come_back_as_they_were_saved(supernet, library):
         assert found.state_dict().keys() == expected.keys()
         assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
         assert not found.training
-    assert not library.has((0, "mlp"), Ffn(48))
-    assert library.has((0, "mlp"), Teacher())
+    assert library.damage((0, "mlp"), Ffn(48)) == "missing"
+    assert not library.damage((0, "mlp"), Teacher())
     assert library.record((0, "mlp"), Teacher())["local"] == 0
     assert {(place, o) for place, operators in library.operators.items() for o in operators} == set(OPERATORS)
     assert (library.path / "layer03.mlp.sparse-2of4-in.safetensors").is_file()
@@ -114,7 +114,7 @@ def test_another_teacher_is_refused_by_the_library_and_by_each_file(supernet, li
     second.begin(other, settings={}, pool={})
     place, operator = OPERATORS[0]
     second.file(place, operator).write_bytes(library.file(place, operator).read_bytes())
-    for use in (lambda: second.has(place, operator), lambda: second.load(other, place, operator)):
+    for use in (lambda: second.damage(place, operator), lambda: second.load(other, place, operator)):
         with pytest.raises(ValueError, match=r"layer00.*another teacher"):
             use()
 
@@ -128,12 +128,16 @@ def test_damaged_files_are_refused_in_one_line(supernet, library):
     misfit = trained(supernet, place, Ffn(40)).state_dict()
     for content in (whole[: len(whole) // 2], whole[:5], b"", bytes(flipped)):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"layer03\.mlp\.ffn-48.*is damaged.*delete it.*nas-llm distill") as error:
+        with pytest.raises(
+            ValueError, match=r"layer03\.mlp\.ffn-48.*is damaged.*make it anew, nas-llm distill"
+        ) as error:
             library.load(supernet, place, operator)
         assert "\n" not in str(error.value)
+        assert library.damage(place, operator)
     save_file({name: value.contiguous() for name, value in misfit.items()}, file)
+    assert library.damage(place, operator) == "it is no operator's"
     with pytest.raises(ValueError, match="no operator's"):
-        library.has(place, operator)
+        library.record(place, operator)
     library.save(place, operator, trained(supernet, place, Ffn(40)), {})
     with pytest.raises(ValueError, match=r"not those of ffn-48"):
         library.load(supernet, place, operator)

@@ -29,7 +29,7 @@ from nas_llm.operators import Place
 from nas_llm.operators.groups import Group, dealt, groups_of
 from nas_llm.operators.heap import return_freed_memory
 from nas_llm.operators.initial import is_trained
-from nas_llm.operators.library import Library
+from nas_llm.operators.library import MISSING, Library
 from nas_llm.operators.local_losses import LocalLoss
 from nas_llm.operators.local_losses.tokens import counted
 from nas_llm.operators.needs import Needs, Operators
@@ -175,7 +175,8 @@ def distil(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> None:
-    """Makes the operators that the library lacks, says in which groups, and shows how far it is.
+    """Makes the operators that the library lacks or whose files are damaged, says in which groups, and shows how far it
+    is.
 
     Args:
         supernet: the teacher, sorted; ``library`` is begun for it.
@@ -185,9 +186,10 @@ def distil(
             ``settings.processes`` is above 1.
 
     Raises:
-        ValueError: as :func:`~nas_llm.operators.groups.groups_of` and :class:`Job`; or an operator's file is damaged.
+        ValueError: as :func:`~nas_llm.operators.groups.groups_of` and :class:`Job`; or an operator's file is another
+            teacher's.
     """
-    missing = {place: [o for o in found if not library.has(place, o)] for place, found in operators.items()}
+    missing = {place: [o for o in found if not _usable(library, place, o, say)] for place, found in operators.items()}
     groups = groups_of(missing, needs, memory_gib=settings.memory_gib, processes=settings.processes)
     hands = dealt(groups, settings.processes)
     say(described(groups, hands, needs, sum(not isinstance(o, Teacher) for found in operators.values() for o in found)))
@@ -201,6 +203,14 @@ def distil(
             work_in_processes(job, hands, reload, tell)
         else:
             job(supernet, groups, tell)
+
+
+def _usable(library: Library, place: Place, operator: Operator, say: Callable[[str], None]) -> bool:
+    """Whether the library has the operator as it was written; says where it has not."""
+    damage = library.damage(place, operator)
+    if damage not in ("", MISSING):
+        say(f"{library.file(place, operator)} is damaged ({damage}): it is made anew")
+    return not damage
 
 
 def described(groups: Sequence[Group], hands: Sequence[Sequence[Group]], needs: Needs, all_operators: int) -> str:

@@ -31,6 +31,7 @@ from nas_llm.operators import Place
 from nas_llm.run_directory import atomic_path, read_json, write_json
 
 MANIFEST = "manifest.json"
+MISSING = "missing"
 _FILE = re.compile(rf"layer(\d+)\.({'|'.join(SUBLAYERS)})\.(.+)\.safetensors")
 _TEACHER, _RECORD, _HASH = "teacher", "record", "sha256"
 
@@ -105,14 +106,27 @@ class Library:
         with atomic_path(self.file(place, operator)) as temporary:
             save_file(tensors, temporary, {**said, _HASH: _digest(tensors)})
 
-    def has(self, place: Place, operator: Operator) -> bool:
-        """Whether the operator is finished; ``teacher`` always is."""
+    def damage(self, place: Place, operator: Operator) -> str:
+        """Why an operator cannot be taken from here ("missing", or what its file suffers from); "" where it can, as
+        ``teacher`` always. Its weights are read for that.
+
+        Raises ValueError where it is of another teacher, as all that reads a file.
+        """
+        file = self.file(place, operator)
         if isinstance(operator, Teacher):
-            return True
-        if not self.file(place, operator).is_file():
-            return False
-        self._said(place, operator)
-        return True
+            return ""
+        if not file.is_file():
+            return MISSING
+        try:
+            with safe_open(file, "pt") as held:
+                said = held.metadata() or {}
+                tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118  # no mapping
+        except SafetensorError as error:
+            return str(error)
+        if not {_TEACHER, _RECORD, _HASH} <= said.keys():
+            return "it is no operator's"
+        _refuse_other(file, said[_TEACHER], self.manifest["teacher"])
+        return "" if _digest(tensors) == said[_HASH] else "its weights are not those that were written"
 
     def record(self, place: Place, operator: Operator) -> dict[str, Any]:
         """What is known of a finished operator: ``local``, ``steps``, ``seconds``. The teacher's ``local`` is 0."""
@@ -187,9 +201,7 @@ class Library:
         return module.to(supernet.model.device, supernet.model.dtype).eval()
 
     def _damaged(self, file: Path, reason: str) -> ValueError:
-        return ValueError(
-            f"{file} is damaged ({reason}): delete it and make it again, nas-llm distill run_dir={self.path.parent}"
-        )
+        return ValueError(f"{file} is damaged ({reason}): make it anew, nas-llm distill run_dir={self.path.parent}")
 
 
 def _pack(module: nn.Module, operator: Quantized, tensors: Mapping[str, Tensor]) -> None:
