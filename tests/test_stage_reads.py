@@ -68,6 +68,9 @@ def reads(base, tmp_path_factory) -> dict[str, set[str]]:  # noqa: F811
         chosen = ["architecture=smallest"] if stage in ("evaluate", "export") else []
         found[stage] = reads_of([*run, *chosen], stage)
     found["analyse"] = reads_of([f"analysis={named}", f"run_dir={folder / 'analysed'}", *analysed], "analyse")
+    data = [override for override in given if override.startswith("data")]
+    pruned = ["baseline=magnitude", f"model.path={base / 'model'}", *data, f"run_dir={folder / 'pruned'}"]
+    found["prune"] = reads_of([*pruned, "trainer.accelerator=cpu"], "prune")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SandwichBenchmark, "__call__", lambda self: [Figure("ratio", 1.0, 2.0, "")])
         found["bench"] = reads_of(["bench=sandwich", f"run_dir={folder / 'bench'}"], "bench")
@@ -95,7 +98,7 @@ def test_what_is_ignored_lies_below_what_is_read():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_keys_exist(stage):
-    optional = {"bench": ["bench=sandwich"], "analyse": ["analysis=sampling"]}
+    optional = {"bench": ["bench=sandwich"], "analyse": ["analysis=sampling"], "prune": ["baseline=wanda"]}
     experiment = ["experiment=microworld_llama"] if stage == "pretrain" else []
     cfg = checked([*experiment, *optional.get(stage, []), f"stage={stage}", "run_dir=x"])
     for key in STAGES[stage].keys:

@@ -31,7 +31,7 @@ from nas_llm.lightning.identity import model_identity, refuse_other, teacher_ide
 from nas_llm.lightning.output import check_output_layer, next_token_loss
 from nas_llm.lightning.sandwich import Passes, sandwich_passes
 from nas_llm.lightning.teacher import TeacherLogits
-from nas_llm.models.block_walk import dense_weights
+from nas_llm.models.block_walk import dense_projections
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
 
@@ -110,7 +110,7 @@ class SupernetModule(LightningModule):
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.reduction, self.seed = reduction, seed
         self.hidden_matching, self.teacher_logits = hidden_matching, teacher_logits
-        self._sparse = dense_weights(supernet) if zeros == "keep" else ()
+        self._sparse = tuple(p.parameter for p in dense_projections(supernet)) if zeros == "keep" else ()
         # In a tuple, so that it is no child: neither trained, nor saved, nor set to training mode.
         self._frozen: tuple[Supernet, ...] = ()
         if teacher == "frozen":

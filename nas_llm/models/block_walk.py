@@ -167,10 +167,10 @@ def projections(supernet: Supernet) -> tuple[tuple[Projection, ...], ...]:
     )
 
 
-def dense_weights(supernet: Supernet) -> tuple[nn.Parameter, ...]:
-    """The weights of :func:`projections` that are no integers, as the modules store them."""
+def dense_projections(supernet: Supernet) -> tuple[Projection, ...]:
+    """All of :func:`projections` whose weights are no integers."""
     every = (projection for of_block in projections(supernet) for projection in of_block)
-    return tuple(p.parameter for p in every if not isinstance(p.module, QuantizedLinear))
+    return tuple(projection for projection in every if not isinstance(projection.module, QuantizedLinear))
 
 
 def _not_finite(name: str, dtype: torch.dtype) -> ValueError:

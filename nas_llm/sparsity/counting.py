@@ -39,6 +39,7 @@ class Zeros:
         return {"zeros": self.zeros, "size": self.size, "sparsity": self.sparsity}
 
 
+SPARSE = 0.05  # of a weight's entries are exactly zero: from there on that is no accident
 PATTERNS = ((2, 4), (4, 8))  # N of every M weights stay: those that are looked for
 
 

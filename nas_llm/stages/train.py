@@ -24,7 +24,7 @@ from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
 from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
-from nas_llm.models.block_walk import dense_weights
+from nas_llm.models.block_walk import dense_projections
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
@@ -35,7 +35,7 @@ from nas_llm.run_directory import is_main_process, recorded_fingerprints, refuse
 from nas_llm.samplers import Sampler
 from nas_llm.samplers.standard import StandardSampler
 from nas_llm.search_space import SearchSpace
-from nas_llm.sparsity.counting import Zeros, pattern_of
+from nas_llm.sparsity.counting import SPARSE, Zeros, pattern_of
 from nas_llm.sparsity.targets import chosen
 from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.export import export_subnetwork
@@ -87,7 +87,6 @@ OVERRIDES = {
 }
 IGNORES = ("trainer.enable_checkpointing", "trainer.limit_test_batches")
 PREPARES = ("importance", "sparsity", "quantization", "peft")
-SPARSE = 0.05  # of linear weights that are exactly zero, from which on that is no accident
 VALIDATIONS = (4, 5, 3, 2, 1)  # of a run, where no interval is set: the first that the number of batches divides by
 
 
@@ -150,7 +149,8 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     if quantized_modules(supernet.model) and cfg.trainer.max_steps != 0 and not cfg.get("peft"):
         raise ValueError(
             f"model.path={cfg.model.path} is quantised, so that its weights cannot be trained: add trainer.max_steps=0 "
-            "scheduler=none to search it as it is, or set model.path to the network before it was quantised"
+            "scheduler=none to search it as it is, or peft=lora to train adapters beside them, or set model.path to "
+            "the network before it was quantised"
         )
     refuse_sparse(cfg, supernet)
 
@@ -164,10 +164,10 @@ def refuse_sparse(cfg: DictConfig, supernet: Supernet) -> None:
     """
     if cfg.sparsity:
         return
-    weights = [weight.detach() for weight in dense_weights(supernet)]
-    found, zeros = sum((Zeros.of(weight) for weight in weights), Zeros(0, 0)), cfg.training.zeros
-    is_sparse, model = found.sparsity >= SPARSE, f"model.path={cfg.model.path}"
-    pattern = pattern_of(weights) if is_sparse and cfg.importance else None
+    weights, model = [p.weight for p in dense_projections(supernet)], f"model.path={cfg.model.path}"
+    counts = [Zeros.of(weight) for weight in weights]
+    sparse, zeros = [found for found in counts if found.sparsity >= SPARSE], cfg.training.zeros
+    pattern = pattern_of(weights) if sparse and cfg.importance else None
     if pattern is not None:
         raise ValueError(
             f"{model} has the pattern {pattern} in its weights, which sorting their channels would take apart: add "
@@ -175,16 +175,17 @@ def refuse_sparse(cfg: DictConfig, supernet: Supernet) -> None:
         )
     if cfg.get("peft") or cfg.trainer.max_steps == 0:
         return
-    if is_sparse and zeros is None:
+    if sparse and zeros is None:
+        share = sum(sparse, Zeros(0, 0)).sparsity
         raise ValueError(
-            f"{model} is sparse, {found.sparsity:.1%} of its linear weights are zero, which training would fill: add "
-            "training.zeros=keep to train the others, training.zeros=fill to train all, or peft=sparse_peft for "
-            "adapters that keep them"
+            f"{model} is sparse, {share:.1%} of the weights of {len(sparse)} linear modules are zero, which training "
+            "would fill: add training.zeros=keep to train the others, training.zeros=fill to train all, or "
+            "peft=sparse_peft for adapters that keep them"
         )
-    if not is_sparse and zeros is not None:
+    if not sparse and zeros is not None:
         raise ValueError(
-            f"training.zeros={zeros} cannot take effect: {model} is dense, {found.sparsity:.1%} of its linear weights "
-            "are zero; leave it out"
+            f"training.zeros={zeros} cannot take effect: {model} is dense, no linear module of its blocks has "
+            f"{SPARSE:.0%} zeros; leave it out"
         )
 
 
