@@ -28,7 +28,8 @@ def test_states_are_given_back_as_they_were_put_and_may_be_replaced(in_memory, d
 
 
 def test_a_full_disk_is_one_line_that_says_where_and_what_to_do(monkeypatch):
-    monkeypatch.setattr(hidden_states, "_temporary_file", lambda: Path("/dev/full").open("wb", buffering=0))
-    states = HiddenStates([24], in_memory=False)
-    with pytest.raises(ValueError, match=r"No space left on device.*TMPDIR.*data\.calibration_size="):
-        states[0] = torch.zeros(2, 3, 4)
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(hidden_states, "_temporary_file", lambda: full)
+        states = HiddenStates([24], in_memory=False)
+        with pytest.raises(ValueError, match=r"No space left on device.*TMPDIR.*data\.calibration_size="):
+            states[0] = torch.zeros(2, 3, 4)

@@ -20,12 +20,9 @@ from nas_llm.baselines import Batch, Batches, Pruned
 from nas_llm.baselines.budget import Budget
 from nas_llm.baselines.layers import refuse_depth, without_layers
 from nas_llm.importance.block import Block
-from nas_llm.importance.recording import no_batches
-from nas_llm.importance.taylor import differentiable
+from nas_llm.importance.taylor import mean_gradients
 from nas_llm.models.block_walk import projections
-from nas_llm.models.modes import evaluating
 from nas_llm.models.supernet import Supernet
-from nas_llm.objectives.loss import summed_token_loss
 
 Criterion = Literal["perplexity", "taylor"]
 
@@ -90,21 +87,10 @@ def taylor_scores(supernet: Supernet, batches: Iterable[Batch]) -> list[float]:
     """
     layers = [[projection.parameter for projection in of_layer] for of_layer in projections(supernet)]
     weights = [weight for layer in layers for weight in layer]
-    gradients: list[torch.Tensor] | None = None
-    tokens = 0
-    with evaluating(supernet.model), differentiable(weights), torch.enable_grad():
-        for batch in batches:
-            loss, count = summed_token_loss(supernet.model, batch)
-            if not count:
-                continue
-            found = torch.autograd.grad(loss, weights)
-            gradients = list(found) if gradients is None else [a.add_(b) for a, b in zip(gradients, found, strict=True)]
-            tokens += count
-    if gradients is None:
-        raise no_batches()
+    gradients = mean_gradients(supernet, weights, batches)
     with torch.no_grad():
         each = [
-            float((w.float() * g.float()).abs().sum(dtype=torch.float64)) / tokens
+            float((w.float() * g.float()).abs().sum(dtype=torch.float64))
             for w, g in zip(weights, gradients, strict=True)
         ]
     ends = torch.tensor([0, *(len(layer) for layer in layers)]).cumsum(0).tolist()

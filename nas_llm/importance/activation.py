@@ -42,7 +42,7 @@ class Activation:
 
     def __call__(self, supernet: Supernet, batches: Batches) -> dict[str, Tensor]:
         """Scores per axis, float32, on the CPU: ``hidden``; per layer ``ffn``, ``heads_per_group``, ``kv_groups``."""
-        statistics: dict[str, _Statistic] = {}
+        statistics: dict[str, Statistic] = {}
         attention = {f"layers.{reader.layer}.heads": reader.module for reader in readers(supernet, "kv_groups")}
         modules: dict[str, nn.Module] = {f"norm.{n}": norm for n, norm in enumerate(hidden_norms(supernet))}
         modules |= {f"layers.{reader.layer}.ffn": reader.module for reader in readers(supernet, "ffn")}
@@ -53,17 +53,17 @@ class Activation:
                 sizes = attention[key].elastic_full
                 heads = (sizes["kv_groups"], sizes["heads_per_group"])
                 values = values.unflatten(2, (*heads, sizes["head_dim"])).norm(dim=-1).flatten(2)
-                sample = _over_tokens(values, mask, self.tokens).unflatten(1, heads)
+                sample = over_tokens(values, mask, self.tokens).unflatten(1, heads)
             else:
-                sample = _over_tokens(values, mask, self.tokens)
-            statistics.setdefault(key, _Statistic.zeros(sample[0])).add(sample)
+                sample = over_tokens(values, mask, self.tokens)
+            statistics.setdefault(key, Statistic.zeros(sample[0])).add(sample)
 
         observe(supernet, batches, modules | attention, record)
         return _scores({key: statistic.reduced(self.samples) for key, statistic in statistics.items()})
 
 
 @dataclass
-class _Statistic:
+class Statistic:
     """Running sums over samples of values per unit."""
 
     total: Tensor
@@ -72,7 +72,7 @@ class _Statistic:
     samples: int
 
     @classmethod
-    def zeros(cls, like: Tensor) -> _Statistic:
+    def zeros(cls, like: Tensor) -> Statistic:
         return cls(torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like), 0)
 
     def add(self, values: Tensor) -> None:
@@ -91,7 +91,7 @@ class _Statistic:
         return self.squares.sqrt() if how == "l2" else self.squares / self.samples - mean.square()
 
 
-def _over_tokens(values: Tensor, mask: Tensor, how: Reduction) -> Tensor:
+def over_tokens(values: Tensor, mask: Tensor, how: Reduction) -> Tensor:
     """(batch, sequence, units) -> (batch, units) over the tokens that the mask keeps."""
     weight = mask.to(values.dtype).unsqueeze(-1)
     count = weight.sum(1).clamp(min=1)

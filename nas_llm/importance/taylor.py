@@ -72,6 +72,33 @@ class Taylor:
         return count
 
 
+def mean_gradients(supernet: Supernet, weights: Sequence[nn.Parameter], batches: Batches) -> list[Tensor]:
+    """dL/dw of each weight, of its shape and in its precision, L the mean token cross-entropy of all batches: for
+    criteria that are not linear in the gradient. A weight that the loss does not reach has zeros. The model's
+    gradients, ``requires_grad`` and modes are left as they are.
+
+    Raises:
+        ValueError: no batch, or no labelled token in them.
+    """
+    means: list[Tensor] | None = None
+    tokens = 0
+    with evaluating(supernet.model), differentiable(weights), torch.enable_grad():
+        for batch in batches:
+            loss, count = summed_token_loss(supernet.model, batch)
+            if not count:
+                continue
+            tokens += count
+            found = torch.autograd.grad(loss / count, weights, allow_unused=True, materialize_grads=True)
+            if means is None:
+                means = list(found)
+                continue
+            for mean, gradient in zip(means, found, strict=True):  # no sum, which low precision might not hold
+                mean.lerp_(gradient, count / tokens)
+    if means is None:
+        raise no_batches()
+    return means
+
+
 @contextmanager
 def differentiable(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     """Frozen weights have gradients too, inside the block."""

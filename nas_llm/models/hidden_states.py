@@ -72,4 +72,4 @@ def _temporary_file() -> BinaryIO:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return tensor.flatten().view(torch.uint8).numpy().data
