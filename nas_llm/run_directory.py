@@ -53,10 +53,11 @@ START_FILES = (
 METRIC_IDENTITY = (
     "name",
     "architecture",
-    "model",
     "split",
     "data",
     "variant",
+    "model",
+    "num_fewshot",
 )  # a metric that agrees in these replaces the older one
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 DISK_ERRORS = (
