@@ -163,7 +163,7 @@ def test_peak_memory_on_a_gpu_is_the_rise_and_the_models_own_weights(monkeypatch
     for name in ("reset_peak_memory_stats", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda device: None)
     subject = Subject("tiny", {}, build("llama").model.eval(), None, weights_mib=50.0)
-    assert _allocated_mib(Workload("decode", 1, 4), subject, CPU) == 80.0
+    assert _allocated_mib(Workload("prefill", 1, 4), subject, CPU) == 80.0
 
 
 @pytest.mark.parametrize(
