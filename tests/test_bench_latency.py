@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,9 +15,12 @@ from test_families import build
 from nas_llm import cli
 from nas_llm.benchmarks.energy import energy_counter
 from nas_llm.benchmarks.figures import table
-from nas_llm.benchmarks.latency import LatencyBenchmark, LatencyRow, Workload
+from nas_llm.benchmarks.latency import LatencyBenchmark, LatencyRow, Subject, Workload, _allocated_mib
 from nas_llm.models.loading import save_pretrained
+from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.timing import Pass, Time, interleaved, tokens_to_time
+from nas_llm.operator_network import Ffn, Identity, Linear, OperatorNetwork
+from nas_llm.operators.latency_measurement import untrained
 from nas_llm.run_directory import read_metrics
 
 CPU = torch.device("cpu")
@@ -58,6 +62,18 @@ def test_a_generation_is_greedy_and_reads_every_token_once():
     whole = model.generate(prompt, attention_mask=mask, max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert torch.equal(written, whole[:, 4:])
     assert Workload("throughput", 3, 4, 5).positions == 4 + 5 - 1
+
+
+@torch.inference_mode()
+def test_a_network_with_sublayers_left_out_generates_as_without_a_cache():
+    teacher = build("llama")
+    operators = {(0, "attention"): Linear(), (1, "attention"): Identity(), (2, "mlp"): Ffn(40)}
+    model = assemble(teacher, OperatorNetwork.of(operators, 4), untrained(teacher)).eval()
+    prompt = written = tokens_to_time(model, 3, 4)
+    for _ in range(6):
+        logits = model(input_ids=written, use_cache=False).logits
+        written = torch.cat([written, logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(Pass.generating(model, prompt, 6).run(None), written[:, 4:])
 
 
 def test_every_round_times_every_pass_once():
@@ -128,6 +144,26 @@ def test_peak_memory_is_that_of_the_model_and_its_pass(tmp_path):
     (row,) = bench(lambda line: None)
     assert row.peak_mib is not None
     assert weights < row.peak_mib < 2.5 * weights + 30
+
+
+def test_memory_that_a_process_fails_to_measure_is_left_out(saved, monkeypatch):
+    def killed(*given):
+        raise subprocess.CalledProcessError(1, "python", stderr="Traceback\nMemoryError: no room\n")
+
+    monkeypatch.setattr("nas_llm.benchmarks.latency.printed_by", killed)
+    lines: list[str] = []
+    (row,) = replace(QUICK, paths=[saved], measures=["prefill"], memory=True)(lines.append)
+    assert row.peak_mib is None
+    assert lines[-1] == "peak memory is not measured: MemoryError: no room"
+
+
+def test_peak_memory_on_a_gpu_is_the_rise_and_the_models_own_weights(monkeypatch):
+    for name, value in {"memory_allocated": 100 * 2**20, "max_memory_allocated": 130 * 2**20}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    subject = Subject("tiny", {}, build("llama").model.eval(), None, weights_mib=50.0)
+    assert _allocated_mib(Workload("prefill", 1, 4), subject, CPU) == 80.0
 
 
 @pytest.mark.parametrize(
@@ -213,7 +249,7 @@ def test_the_command_measures_saved_models_and_writes_the_results(saved, tmp_pat
     assert [(m["name"], m["model"]) for m in metrics] == [
         (name, model)
         for name in ("prefill_latency", "decode_latency", "throughput")
-        for model in ("microworld_neox", saved)
+        for model in ("microworld_neox", "tiny")
     ]
     assert all(m["value"] > 0 and m["dtype"] == "bfloat16" and m["spread"] >= 0 for m in metrics)
     assert cli.run(["bench", "latency", f"run_dir={tmp_path / 'other'}"]) == 2

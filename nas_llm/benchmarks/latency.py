@@ -12,12 +12,15 @@ and does this once, less what the interpreter and its libraries hold.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,12 +28,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from nas_llm.benchmarks.energy import EnergyCounter, energy_counter
-from nas_llm.benchmarks.processes import peak_mib, resident_mib
+from nas_llm.benchmarks.energy import energy_counter
+from nas_llm.benchmarks.processes import peak_mib, printed_by, resident_mib
 from nas_llm.benchmarks.settings import refuse_below_one
 from nas_llm.lightning.quiet import quiet
 from nas_llm.models.loading import ADAPTER, from_pretrained, resolve, save_pretrained
-from nas_llm.models.timing import Pass, Timings, interleaved, refuse_absent, threads, tokens_to_time
+from nas_llm.models.timing import Pass, interleaved, refuse_absent, threads, tokens_to_time
 
 Measure = Literal["prefill", "decode", "throughput"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -96,8 +99,8 @@ class LatencyRow:
     spread: float
     ratio: float
     rounds: int
-    peak_mib: float | None
-    joules_per_token: float | None
+    peak_mib: float | None = None
+    joules_per_token: float | None = None
 
     def cells(self) -> Mapping[str, str]:
         return {
@@ -213,12 +216,20 @@ class LatencyBenchmark:
                 say(
                     f"the models differ in precision ({', '.join(sorted(kinds))}); bench.dtype=float32 makes them alike"
                 )
+            held = self._held_mib(subjects, device, say)
             rng = np.random.default_rng(self.seed)
-            return [
-                row
-                for workload in self.workloads
-                for row in self._rows(workload, subjects, device, rng, None if isinstance(counter, str) else counter)
-            ]
+            rows = []
+            for workload in self.workloads:
+                for subject, row in zip(subjects, self._timed(workload, subjects, device, rng), strict=True):
+                    peak = held.get((subject.name, workload.measure))
+                    if self.memory and device.type == "cuda":
+                        peak = _allocated_mib(workload, subject, device)
+                    joules = None
+                    if not isinstance(counter, str):
+                        forward = workload.on(subject.model)
+                        joules = counter.joules_per_token(forward, workload.tokens, device, self.energy_s)
+                    rows.append(replace(row, peak_mib=peak, joules_per_token=joules))
+            return rows
 
     @property
     def workloads(self) -> list[Workload]:
@@ -229,13 +240,8 @@ class LatencyBenchmark:
         }
         return [every[measure] for measure in self.measures]
 
-    def _rows(
-        self,
-        workload: Workload,
-        subjects: Sequence[Subject],
-        device: torch.device,
-        rng: np.random.Generator,
-        counter: EnergyCounter | None,
+    def _timed(
+        self, workload: Workload, subjects: Sequence[Subject], device: torch.device, rng: np.random.Generator
     ) -> Iterator[LatencyRow]:
         generates = workload.measure == "throughput"
         warmup, rounds = (min(self.warmup, 1), self.generation_rounds) if generates else (self.warmup, self.rounds)
@@ -245,38 +251,32 @@ class LatencyBenchmark:
         if generates:
             values = 1000 * workload.tokens / values
         ratios = np.median(values / values[:1], axis=1)
-        for subject, forward, own, ratio in zip(subjects, passes, values, ratios, strict=True):
-            timings = Timings(tuple(own))
+        for subject, own, ratio in zip(subjects, values, ratios, strict=True):
+            low, middle, high = (float(value) for value in np.percentile(own, [25, 50, 75]))
+            conditions = _conditions(subject.model, device)
             yield LatencyRow(
-                workload=workload,
-                subject=subject.name,
-                identity=subject.identity,
-                conditions=_conditions(subject.model, device),
-                value=timings.median_ms,
-                spread=timings.spread_ms,
-                ratio=float(ratio),
-                rounds=rounds,
-                peak_mib=self._peak_mib(workload, subject, device) if self.memory else None,
-                joules_per_token=None
-                if counter is None
-                else counter.joules_per_token(forward, workload.tokens, device, self.energy_s),
+                workload, subject.name, subject.identity, conditions, middle, high - low, float(ratio), rounds
             )
 
-    def _peak_mib(self, workload: Workload, subject: Subject, device: torch.device) -> float | None:
-        if device.type == "cuda":
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            forward = workload.on(subject.model)
-            forward.run(forward.prepare())
-            torch.cuda.synchronize(device)
-            return (torch.cuda.max_memory_allocated(device) - before) / MEBI + subject.weights_mib
-        if subject.path is None:
-            return None
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # the libraries load once for all figures
-        dtype = str(subject.model.dtype).removeprefix("torch.")
-        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as process:
-            return process.submit(_held_mib, subject.path, dtype, torch.get_num_threads(), workload).result()
+    def _held_mib(
+        self, subjects: Sequence[Subject], device: torch.device, say: Callable[[str], None]
+    ) -> dict[tuple[str, Measure], float]:
+        """Peak memory of each model at each workload, on a CPU."""
+        if not self.memory or device.type == "cuda":
+            return {}
+        jobs = [(workload, subject) for workload in self.workloads for subject in subjects if subject.path is not None]
+        given = [
+            {**vars(workload), "path": subject.path, "dtype": str(subject.model.dtype).removeprefix("torch.")}
+            for workload, subject in jobs
+        ]
+        try:
+            found = printed_by("nas_llm.benchmarks.latency", torch.get_num_threads(), json.dumps(given))
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.strip().splitlines() or [str(error)]
+            say(f"peak memory is not measured: {said[-1]}")
+            return {}
+        names = [(subject.name, workload.measure) for workload, subject in jobs]
+        return dict(zip(names, found, strict=True))
 
     @contextmanager
     def _subjects(self, device: torch.device, say: Callable[[str], None]) -> Iterator[list[Subject]]:
@@ -286,7 +286,7 @@ class LatencyBenchmark:
         for path in self.paths:
             resolved = resolve(path)
             local = str(Path(resolved).absolute()) if Path(resolved).is_dir() else resolved
-            subjects.append(_subject(names[path], {"model": path}, load(path, self.dtype), local, device))
+            subjects.append(_subject(names[path], {"model": names[path]}, load(path, self.dtype), local, device))
         with tempfile.TemporaryDirectory() as folder:
             if self.run_dir is not None:
                 assert self.extract is not None
@@ -354,6 +354,16 @@ def _subject(
     return Subject(name, identity, model, path, (after - before) / MEBI)
 
 
+def _allocated_mib(workload: Workload, subject: Subject, device: torch.device) -> float:
+    """Peak memory of a model at a workload, on a GPU."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    forward = workload.on(subject.model)
+    forward.run(forward.prepare())
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / MEBI + subject.weights_mib
+
+
 def _saved(model: PreTrainedModel, place: str, say: Callable[[str], None]) -> str | None:
     try:
         save_pretrained(model, place)
@@ -364,9 +374,9 @@ def _saved(model: PreTrainedModel, place: str, say: Callable[[str], None]) -> st
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:
-    """The last part of each path, or the whole one where several end alike."""
-    last = [Path(path).name for path in paths]
-    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+    """A directory's own name, a hub name with -- for its slash; the whole path where several would be alike."""
+    short = [Path(path).resolve().name if Path(path).is_dir() else path.replace("/", "--") for path in paths]
+    return {path: name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)}
 
 
 def _conditions(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
@@ -387,7 +397,7 @@ def _digits(number: float) -> str:
 
 
 @torch.inference_mode()
-def _held_mib(path: str, dtype: str, count: int, workload: Workload) -> float:
+def held_mib(count: int, path: str, dtype: str, workload: Workload) -> float:
     """What this process holds at most for a model and a pass, above what the libraries do once they have run one."""
     torch.set_num_threads(count)
     with quiet():
@@ -397,3 +407,18 @@ def _held_mib(path: str, dtype: str, count: int, workload: Workload) -> float:
             forward = Workload("prefill", 1, 8).on(model) if warm else workload.on(model)
             forward.run(forward.prepare())
     return peak_mib() - before
+
+
+def main(count: int, jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Prints `held_mib` of each job, measured in a process of its own that begins where this one is: with the libraries
+    loaded and nothing else done."""
+    found = []
+    for job in jobs:
+        workload = Workload(job["measure"], job["batch"], job["prompt"], job["new_tokens"])
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
+            found.append(process.submit(held_mib, count, job["path"], job["dtype"], workload).result())
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))

@@ -2,7 +2,7 @@
 
 from nas_llm.objectives.accuracy import Accuracy
 from nas_llm.objectives.generated_accuracy import GeneratedAccuracy
-from nas_llm.objectives.latency import Latency
+from nas_llm.objectives.latency import Latency, Timings
 from nas_llm.objectives.loss import Loss, mean_token_loss
 from nas_llm.objectives.macs import Macs
 from nas_llm.objectives.nonzero_params import NonzeroParams
