@@ -205,7 +205,7 @@ class AxisChoices:
     def _can_slice(self, axis: str) -> bool:
         if axis == DEPTH:
             return bool(self.supernet.elastic_axes)
-        return not self._is_rigid and ( axis == "ffn" or axis in self.supernet.elastic_axes)
+        return not self._is_rigid and (axis == "ffn" or axis in self.supernet.elastic_axes)
 
     @property
     def _is_rigid(self) -> bool:

@@ -180,12 +180,15 @@ def _refuse_teaching(cfg: DictConfig) -> None:
 
 
 def _refuse_sparsity(cfg: DictConfig) -> None:
-    if not cfg.sparsity or cfg.trainer.max_steps == 0 or _trains_adapters_alone(cfg):
+    zeros = cfg.training.zeros
+    if zeros is not None and (cfg.trainer.max_steps == 0 or _trains_adapters_alone(cfg)):
+        raise ValueError(f"training.zeros={zeros} cannot take effect where no weights are trained: leave it out")
+    if not cfg.sparsity or zeros == "keep" or cfg.trainer.max_steps == 0 or _trains_adapters_alone(cfg):
         return
     raise ValueError(
         f"sparsity={cfg.sparsity['_target_'].rpartition('.')[2]} cannot take effect where all weights are trained, "
-        "which fills the zeros again: add trainer.max_steps=0 scheduler=none to search the sparse network as it is, or "
-        "sparsity=none"
+        "which fills the zeros again: add training.zeros=keep to train the others, trainer.max_steps=0 scheduler=none "
+        "to search the sparse network as it is, or sparsity=none"
     )
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
+from itertools import accumulate
 
 import pytest
 import torch
 from test_families import FAMILIES, batch, build, random_architectures
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from nas_llm.models.block_walk import projections, walk
+from nas_llm.models import block_walk
+from nas_llm.models.block_walk import by_statistic, projections, walk
+from nas_llm.models.hidden_states import HiddenStates
 from nas_llm.models.input_statistics import ChannelNorms, Hessian
+from nas_llm.models.supernet import Supernet
+from nas_llm.quantization.gptq import GPTQ
+from nas_llm.sparsity.sparsegpt import SparseGPT
+from nas_llm.sparsity.wanda import Wanda
 
 
 def calibration() -> list[dict[str, torch.Tensor]]:
@@ -165,3 +173,46 @@ def test_the_weight_of_a_projection_is_out_by_in_and_writes_the_parameter():
 
 def _width(module: nn.Module) -> int:
     return module.nx if isinstance(module, Conv1D) else module.in_features  # type: ignore[return-value]
+
+
+def test_states_in_a_file_give_the_same_statistics(monkeypatch):
+    made = []
+
+    class Recorded(HiddenStates):
+        def __init__(self, sizes, *, in_memory):
+            made.append(in_memory)
+            super().__init__(sizes, in_memory=in_memory if len(made) == 1 else False)
+
+    monkeypatch.setattr(block_walk, "HiddenStates", Recorded)
+    held, written = ([block.collect(Hessian) for block in walk(build("llama"), calibration())] for _ in range(2))
+    assert made == [True, True]  # few tokens; the second walk writes them all the same
+    for a, b in zip(held, written, strict=True):
+        assert all(torch.equal(value.matrix, b[key].matrix) for key, value in a.items())
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_a_statistic_is_handed_out_once_with_all_that_share_it(family):
+    block = next(walk(build(family), calibration()))
+    statistics = block.collect(Hessian)
+    expected = {key: id(value) for key, value in statistics.items()}
+    found = {}
+    for hessian, sharing in by_statistic(block.projections, statistics):
+        assert all(projection.name not in statistics for projection in sharing)
+        found |= {projection.name: id(hessian) for projection in sharing}
+    assert found == expected
+    assert statistics == {}
+
+
+@pytest.mark.parametrize(("method", "blocks"), [(Wanda(0.5), 1.0), (SparseGPT(0.5), 1.6), (GPTQ(4, 32), 2.3)])
+def test_what_is_allocated_above_the_model_is_about_one_block(method, blocks):
+    """Of torch's own allocations; SparseGPT holds a block's Hessians at once, GPTQ one of them twice."""
+    sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3}
+    supernet = Supernet(LlamaForCausalLM(LlamaConfig(vocab_size=128, num_attention_heads=4, **sizes)))
+    block = 4 * sum(p.weight.numel() for p in projections(supernet)[0])
+    ids = torch.randint(128, (1, 64), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}] * 60  # states: 3.75 MiB, a block: 3.06
+    with torch.autograd.profiler.profile(profile_memory=True) as recorded:
+        method(supernet, batches)
+    events = (e for e in recorded.kineto_results.events() if e.name() == "[memory]")
+    held = accumulate(change for _, change in sorted((e.start_ns(), e.nbytes()) for e in events))
+    assert 0.2 * block < max(held) < blocks * block

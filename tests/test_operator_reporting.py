@@ -34,13 +34,22 @@ def write_run(folder: Path, *, trained: bool = True) -> None:
             network = OperatorNetwork(tuple(blocks))
             losses = [3.0 + rng.random(), 2.0 + rng.random()][: 1 + trained]
             lines.append(
-                {"id": network.id, **network.to_dict(), "budget": {"latency": budget}, "objective": number * 0.1}
+                {"id": network.id, **network.to_dict(), "budget": {"latency": budget}, "of": "body"}
+                | {"objective": number * 0.1}
                 | {"gap": 0.0, "status": "optimal", "costs": {"latency": budget}, "losses": losses}
                 | {"winner": number == 0, "path": None}
             )
     teacher = OperatorNetwork.teacher(3)
     lines.append(
-        {"id": teacher.id, **teacher.to_dict(), "budget": {}, "objective": None, "gap": None, "status": "teacher"}
+        {
+            "id": teacher.id,
+            **teacher.to_dict(),
+            "budget": {},
+            "of": "body",
+            "objective": None,
+            "gap": None,
+            "status": "teacher",
+        }
         | {"costs": {"latency": 1.0}, "losses": [1.0], "winner": False, "path": None}
     )
     (folder / NETWORKS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))

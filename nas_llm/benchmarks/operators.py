@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import nas_llm
 from nas_llm.benchmarks.sandwich import Figure, medians
-from nas_llm.benchmarks.steps import peak_mib, random_batch
+from nas_llm.benchmarks.steps import peak_mib, random_batch, resident_mib
 from nas_llm.models.supernet import Supernet
 from nas_llm.operators import Place
 from nas_llm.operators.distilling import Distilling, Job, Splits, Student
@@ -165,9 +165,10 @@ def run_alone(supernet: Supernet, batch: dict[str, Any]) -> None:
         supernet.model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
 
 
-def llama(layers: int) -> LlamaForCausalLM:
+def llama(layers: int, hidden_size: int = 512, intermediate_size: int = 1408) -> LlamaForCausalLM:
     """The network of the benchmark, with random weights."""
-    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": layers, "head_dim": 64}
+    sizes: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "head_dim": 64}
+    sizes["num_hidden_layers"] = layers
     heads: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048}
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(vocab_size=32_000, **sizes, **heads))
@@ -176,16 +177,22 @@ def llama(layers: int) -> LlamaForCausalLM:
 def main(threads: int, layers: int, batch_size: int, sequence_length: int, memory_gib: float) -> None:
     """Distils the pool for a few steps within a limit and prints what its process held."""
     torch.set_num_threads(threads)
-    before = peak_mib()
-    supernet, batch = Supernet(llama(layers)).eval(), random_batch(batch_size, sequence_length)
-    settings = Distilling(steps=3)
-    groups = groups_of(POOL(supernet), Needs(supernet, batch_size, sequence_length), memory_gib=memory_gib)
+    _distil(Supernet(llama(1, 64, 64)).eval(), random_batch(1, 8), 1.0)  # libraries load their code when it is run
+    before = resident_mib()
+    groups = _distil(Supernet(llama(layers)).eval(), random_batch(batch_size, sequence_length), memory_gib)
+    print(json.dumps({"peak_mib": peak_mib(), "before_mib": before, "groups": groups}))
+
+
+def _distil(supernet: Supernet, batch: dict[str, Tensor], memory_gib: float) -> int:
+    """The pool for three steps; the number of groups."""
+    settings = Distilling(steps=3, memory_gib=memory_gib)
+    groups = groups_of(POOL(supernet), Needs(supernet, *batch["input_ids"].shape), memory_gib=memory_gib)
     with tempfile.TemporaryDirectory() as folder:
         library = Library(Path(folder))
         library.begin(supernet, settings={}, pool={})
         job = Job(library, Splits(repeat(batch), [batch], [batch]), settings, SquareHead(), initial_modules)
         job(supernet, groups, lambda flops, finished: None)
-    print(json.dumps({"peak_mib": peak_mib(), "before_mib": before, "groups": len(groups)}))
+    return len(groups)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nas_llm.evaluation.harness_tasks import FEWSHOT_SEED, LoadedTasks, hushed, load_tasks, shots_of
+from nas_llm.evaluation.harness_tasks import FEWSHOT_SEED, LoadedTasks, hushed, load_tasks, refuse_limit, shots_of
 from nas_llm.models.modes import evaluating
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ class Harness:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError(f"{KEY}tasks={self.tasks} leaves nothing to ask: name tasks, or set harness=none")
-        refuse_documents(KEY, self.limit, self.offset)
+        refuse_limit(f"{KEY}limit", self.limit)
+        if self.offset < 0:
+            raise ValueError(f"{KEY}offset={self.offset}: allowed is 0 or more documents to pass over")
         shots = self.num_fewshot if isinstance(self.num_fewshot, Mapping) else {"": self.num_fewshot}
         for name, number in shots.items():
             if number is not None and number < 0:
@@ -229,16 +231,6 @@ class Harness:
             },
         }
         return _plain(json.loads(json.dumps({**kept, **more}, default=str)))
-
-
-def refuse_documents(key: str, limit: int | float | None, offset: int) -> None:
-    """Refuses numbers of documents that cannot be."""
-    if limit is not None and (limit <= 0 or (limit > 1 and limit != int(limit))):
-        raise ValueError(
-            f"{key}limit={limit}: allowed are 1 or more documents of each task, a part of them below 1, or null for all"
-        )
-    if offset < 0:
-        raise ValueError(f"{key}offset={offset}: allowed is 0 or more documents to pass over")
 
 
 def bootstrap_error(likelihoods: np.ndarray, weights: np.ndarray, draws: int, *, in_bits: bool = False) -> float:

@@ -1,8 +1,9 @@
 """lm-eval's Hugging Face model on a network that is there already: plain, quantised, or active in a super-network.
 
 It differs from the harness's own in what it refuses or tells: prompts longer than the context are refused, or cut from
-the left as the harness does and counted; and a rolling text begins with one beginning of sequence, where a tokenizer
-that puts one itself would have a second one, at about 9 nats a document.
+the left as the harness does and counted; a rolling text begins with one beginning of sequence, where a tokenizer that
+puts one itself would have a second one, at about 9 nats a document; and probabilities are of float32, where log-softmax
+and sums in bfloat16 would round a long answer's likelihood to whole nats.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.data.cache import adds_bos
+from nas_llm.evaluation.multiple_choice import Pair
 
 LARGEST_BATCH = 64
 LOGITS_BYTES = 2**29  # of one batch on a CPU, where no memory error would tell that a batch is too large
@@ -93,6 +95,7 @@ class HarnessModel(HFLM):
             batch_size=size,
             max_batch_size=LARGEST_BATCH,
             max_length=length,
+            softmax_dtype=torch.float32,
             add_bos_token=add_bos_token,
         )
         self.truncate, self.key = truncate, key
@@ -147,17 +150,20 @@ class HarnessModel(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         if override_bs is None:  # not the windows of a rolling text, which fit
-            over: dict[str, list[int]] = {}
-            for request, (_, context, option) in zip(self._requests, requests, strict=True):
-                if len(option) > self.max_length:
-                    raise ValueError(
-                        f"{self.key}tasks={request.task_name} has an answer of {len(option)} tokens, {self._room}: "
-                        "leave the task out"
-                    )
-                if len(context) + len(option) > self.max_length + 1:
-                    over.setdefault(str(request.task_name), []).append(len(context) + len(option))
-            self._note(over)
+            self._note_long(requests)
         return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+
+    def _note_long(self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]]) -> None:
+        over: dict[str, list[int]] = {}
+        for request, (_, context, option) in zip(self._requests, requests, strict=True):
+            if len(option) > self.max_length:
+                raise ValueError(
+                    f"{self.key}tasks={request.task_name} has an answer of {len(option)} tokens, {self._room}: "
+                    "leave the task out"
+                )
+            if len(context) + len(option) > self.max_length + 1:
+                over.setdefault(str(request.task_name), []).append(len(context) + len(option))
+        self._note(over)
 
     @property
     def _room(self) -> str:
@@ -179,3 +185,41 @@ def _fitting(model: PreTrainedModel, length: int) -> int:
     """Sequences whose logits take LOGITS_BYTES."""
     of_one = 4 * length * int(model.config.get_text_config().vocab_size)
     return max(1, min(LARGEST_BATCH, LOGITS_BYTES // of_one))
+
+
+def token_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Instance],
+    *,
+    truncate: bool,
+    key: str,
+) -> list[Pair]:
+    """The tokens of each request's context and answer as the harness runs them, cut from the left where it cuts.
+
+    Raises:
+        ValueError: as `HarnessModel`.
+    """
+    asked = _Encoding(model, tokenizer, batch_size=1, max_length=None, add_bos_token=None, truncate=truncate, key=key)
+    asked.loglikelihood(list(requests), disable_tqdm=True)
+    return [asked.cut_to_fit(context, option) for context, option in asked.pairs]
+
+
+class _Encoding(HarnessModel):
+    """Stops where the model would be asked."""
+
+    pairs: Sequence[Pair] = ()
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        self._note_long(requests)
+        self.pairs = [(context, option) for _, context, option in requests]
+        return [(0.0, False)] * len(requests)
+
+    def cut_to_fit(self, context: list[int], option: list[int]) -> Pair:
+        whole = (context + option)[-(self.max_length + 1) :]
+        return whole[: -len(option)], option

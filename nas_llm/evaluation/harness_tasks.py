@@ -51,7 +51,7 @@ def load_tasks(
     key: str,
     num_fewshot: Shots = None,
     limit: int | float | None = None,
-    offset: int = 0,
+    offset: int | Mapping[str, int] = 0,
 ) -> LoadedTasks:
     """Loads tasks and their data.
 
@@ -61,7 +61,7 @@ def load_tasks(
         key: where the settings lie, for errors, as "harness.".
         num_fewshot: examples before each question, for all tasks or by name; None: as each task says.
         limit: so many documents of each task, below 1 a part of them; None: all.
-        offset: the first document that is asked.
+        offset: the first document that is asked, of all tasks or by the leaves' names.
 
     Raises:
         ValueError: an unknown task, one whose data cannot be reached or that does not load, a setting that cannot take
@@ -84,7 +84,8 @@ def load_tasks(
                 leaves[leaf] = task
             parts[name] = tuple(loaded["tasks"])
         _set_shots(parts, leaves, num_fewshot, key)
-        documents = {leaf: _documents(leaf, task, limit, offset, key) for leaf, task in leaves.items()}
+        firsts = offset if isinstance(offset, Mapping) else dict.fromkeys(leaves, offset)
+        documents = {leaf: _documents(leaf, task, limit, firsts.get(leaf, 0), key) for leaf, task in leaves.items()}
     return LoadedTasks(tuple(items), leaves, parts, documents)
 
 
@@ -109,6 +110,14 @@ def hushed(progress: bool = False) -> Iterator[None]:
                 del os.environ["DISABLE_MULTIPROC"]
             else:
                 os.environ["DISABLE_MULTIPROC"] = pooled
+
+
+def refuse_limit(place: str, limit: int | float | None) -> None:
+    """Refuses a number of documents that cannot be; `place` is its key."""
+    if limit is not None and (limit <= 0 or (limit > 1 and limit != int(limit))):
+        raise ValueError(
+            f"{place}={limit}: allowed are 1 or more documents of each task, a part of them below 1, or null for all"
+        )
 
 
 def shots_of(task: Task) -> int:

@@ -2,18 +2,30 @@
 
 score(option) = sum_t log p(o_t | context, o_<t), or its mean over the option's tokens (``normalised``), which is what
 lm-eval calls acc and (per byte there) acc_norm. An option is scored on the tokens it adds to those of the context.
-Sequences that share all but their last token (options of one token, above all) are run once.
 
-Shapes: input ids (batch, longest), right-padded; log-likelihoods (options,) per item.
+What the options of an item begin with (their context, as a rule) is run once; its keys and values then serve every
+option; models that keep none in order run whole sequences instead. An option's last token is not run at all, and
+sequences that differ in it alone are one.
+
+Shapes: beginnings (groups, longest beginning), left-padded; endings (endings, longest ending), right-padded, after the
+keys and values (endings, heads, longest beginning, head size) of their groups; log-likelihoods (options,) per item.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
 from typing import Protocol
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from nas_llm.models.modes import evaluating
+
+LEAST_SAVING = 0.25  # of an item's tokens, below which a second pass costs more than it saves
+
+Pair = tuple[list[int], list[int]]  # the tokens of a context, and those that an option adds
 
 
 class Choice(Protocol):
@@ -82,10 +94,40 @@ def log_likelihoods(
     """
     pairs = encode(tokenizer, items)
     _check_lengths(model, pairs)
-    sums = _sums(model, pairs, batch_size, pad=tokenizer.pad_token_id or 0)
-    counts = np.array([len(option) for _, option in pairs])
     ends = np.cumsum([len(item.options) for item in items])[:-1]
-    return list(zip(np.split(sums, ends), np.split(counts, ends), strict=True))
+    members = [pairs[first:last] for first, last in pairwise([0, *ends, len(pairs)])]
+    sums = summed(model, members, batch_size=batch_size, pad=tokenizer.pad_token_id or 0)
+    return [
+        (of_item, np.array([len(option) for _, option in options]))
+        for of_item, options in zip(sums, members, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def summed(
+    model: PreTrainedModel, items: Sequence[Sequence[Pair]], *, batch_size: int = 64, pad: int = 0, shared: bool = True
+) -> list[np.ndarray]:
+    """For each item, the options' summed log-likelihoods in nats, of shape (options,).
+
+    The model is in evaluation mode for the time of it.
+
+    Args:
+        model: a causal language model, a super-network's active sub-network too.
+        items: of each option the tokens of its context and those that it adds, neither empty.
+        batch_size: sequences that are run at once.
+        pad: any token.
+        shared: run what options begin with once; False: whole sequences, as for models without a cache.
+    """
+    groups = _groups(items, shared=shared and not _changes_with_length(model))
+    sums = [np.zeros(len(options)) for options in items]
+    with evaluating(model):
+        for batch in _batches(groups, batch_size):
+            if not _score(model, batch, sums, pad):  # keys and values of this model do not serve what follows
+                whole = _groups(items, shared=False)
+                for again in _batches(whole, batch_size):
+                    _score(model, again, sums, pad)
+                break
+    return sums
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, items: Sequence[Choice]) -> list[tuple[list[int], list[int]]]:
@@ -120,36 +162,127 @@ def _check_lengths(model: PreTrainedModel, pairs: Sequence[tuple[list[int], list
         raise ValueError(f"an item has {longest} tokens, the model has {allowed} positions: shorten its context")
 
 
-@torch.inference_mode()
-def _sums(
-    model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int, pad: int
-) -> np.ndarray:
-    wanted: dict[tuple[int, ...], list[int]] = {}
-    for index, (context, option) in enumerate(pairs):
-        wanted.setdefault((*context, *option[:-1]), []).append(index)
-    inputs = sorted(wanted, key=len, reverse=True)  # the largest batch first: memory errors come at once
-    sums = np.zeros(len(pairs))
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        for start in range(0, len(inputs), batch_size):
-            batch = inputs[start : start + batch_size]
-            log_probabilities = _log_probabilities(model, batch, pad)
-            for row, sequence in zip(log_probabilities, batch, strict=True):
-                for index in wanted[sequence]:
-                    tokens = torch.tensor(pairs[index][1], device=row.device)
-                    first = len(sequence) - len(tokens)  # the context's last token predicts the first of the option
-                    sums[index] = row[first : len(sequence)].gather(1, tokens[:, None]).sum().item()
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
-    return sums
+@dataclass
+class _Group:
+    """Options that begin alike.
+
+    beginning: their common tokens, run once.
+    first: tokens up to the one that predicts the first that is scored: the shortest context, or the beginning.
+    endings: the rest of each sequence but for its last token -> (item, option, context's length, option's tokens).
+    """
+
+    beginning: tuple[int, ...]
+    first: int
+    endings: dict[tuple[int, ...], list[tuple[int, int, int, list[int]]]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return max(1, sum(1 for ending in self.endings if ending))
 
 
-def _log_probabilities(model: PreTrainedModel, batch: Iterable[tuple[int, ...]], pad: int) -> torch.Tensor:
-    rows = [torch.tensor(sequence) for sequence in batch]
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad).to(model.device)
-    lengths = torch.tensor([len(row) for row in rows], device=model.device)
-    attention_mask = (torch.arange(input_ids.shape[1], device=model.device) < lengths[:, None]).long()
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    return logits.float().log_softmax(-1)
+def _groups(items: Sequence[Sequence[Pair]], *, shared: bool) -> list[_Group]:
+    found: dict[tuple[int, ...], _Group] = {}
+    for item, options in enumerate(items):
+        runs = [(*context, *option[:-1]) for context, option in options]
+        common = _common(runs, min(len(context) for context, _ in options)) if shared else 0
+        for index, (run, (context, option)) in enumerate(zip(runs, options, strict=True)):
+            beginning = run[:common] if common else run
+            group = found.setdefault(beginning, _Group(beginning, len(beginning)))
+            group.first = min(group.first, len(context))
+            group.endings.setdefault(run[len(beginning) :], []).append((item, index, len(context), option))
+    return list(found.values())
+
+
+def _common(runs: Sequence[tuple[int, ...]], most: int) -> int:
+    """Tokens that all begin with, at most those of the shortest context; 0 where running them once saves too little."""
+    different = set(runs)
+    alike = takewhile(lambda column: len(set(column)) == 1, zip(*different, strict=False))
+    common = min(most, sum(1 for _ in alike))
+    saved = (len(different) - 1) * common
+    return common if saved > LEAST_SAVING * sum(map(len, different)) else 0
+
+
+def _batches(groups: Sequence[_Group], batch_size: int) -> Iterator[list[_Group]]:
+    """The longest first, as memory errors then come at once; so many sequences each as `batch_size` says."""
+    batch: list[_Group] = []
+    for group in sorted(groups, key=lambda group: len(group.beginning), reverse=True):
+        if batch and sum(other.rows for other in batch) + group.rows > batch_size:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def _score(model: PreTrainedModel, groups: Sequence[_Group], sums: Sequence[np.ndarray], pad: int) -> bool:
+    """Writes the options' sums; False, and none written, where the keys and values are not what the endings need."""
+    rows = [(number, ending) for number, group in enumerate(groups) for ending in group.endings if ending]
+    lengths = [len(group.beginning) for group in groups]
+    ids, mask = _left_padded([group.beginning for group in groups], pad, model.device)
+    cache = DynamicCache() if rows else None  # of whole layers: what slides out of a window is masked, not dropped
+    kept = max(length - group.first + 1 for length, group in zip(lengths, groups, strict=True))
+    begun = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=bool(rows),
+        logits_to_keep=kept,
+    ).logits
+    ended: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    if cache is not None:
+        if not cache.layers or any(layer.get_seq_length() != ids.shape[1] for layer in cache.layers):
+            return False
+        logits = _endings(model, cache, mask, lengths, rows, pad)
+        ended = {row: logits[index, : len(row[1])] for index, row in enumerate(rows)}
+    for number, group in enumerate(groups):
+        before = begun[number, begun.shape[1] - (lengths[number] - group.first + 1) :]
+        for ending, options in group.endings.items():
+            parts = [before, ended[number, ending]] if ending else [before]
+            predicted = torch.cat(parts).float().log_softmax(-1)
+            for item, index, context, option in options:
+                tokens = torch.tensor(option, device=predicted.device)
+                start = context - group.first
+                chosen = predicted[start : start + len(option)].gather(1, tokens[:, None])
+                sums[item][index] = chosen.double().sum().item()
+    return True
+
+
+def _endings(
+    model: PreTrainedModel,
+    cache: DynamicCache,
+    mask: Tensor,
+    lengths: Sequence[int],
+    rows: Sequence[tuple[int, tuple[int, ...]]],
+    pad: int,
+) -> Tensor:
+    """Logits (rows, longest ending, vocabulary) of endings after the beginnings of their groups."""
+    device = mask.device
+    of = torch.tensor([number for number, _ in rows], device=device)
+    cache.batch_select_indices(of)
+    endings = [torch.tensor(ending) for _, ending in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(endings, batch_first=True, padding_value=pad).to(device)
+    sizes = torch.tensor([len(ending) for ending in endings], device=device)[:, None]
+    steps = torch.arange(ids.shape[1], device=device)[None]
+    starts = torch.tensor(lengths, device=device)[of][:, None]
+    return model(
+        input_ids=ids,
+        attention_mask=torch.cat([mask[of], (steps < sizes).long()], 1),
+        position_ids=starts + torch.minimum(steps, sizes - 1),  # padding stays within the model's positions
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+
+
+def _left_padded(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, sequences))
+    ids = [[pad] * (longest - len(sequence)) + list(sequence) for sequence in sequences]
+    mask = [[0] * (longest - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _changes_with_length(model: PreTrainedModel) -> bool:
+    """Whether rotary frequencies follow the length of what is run, so that keys do not serve a longer sequence."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    kinds = [rope, *(child for child in rope.values() if isinstance(child, dict))]
+    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)

@@ -31,6 +31,7 @@ from nas_llm.lightning.identity import model_identity, refuse_other, teacher_ide
 from nas_llm.lightning.output import check_output_layer, next_token_loss
 from nas_llm.lightning.sandwich import Passes, sandwich_passes
 from nas_llm.lightning.teacher import TeacherLogits
+from nas_llm.models.block_walk import dense_projections
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
 
@@ -66,6 +67,8 @@ class SupernetModule(LightningModule):
             trained nor written to checkpoints: a run resumes with a super-network that was made in the same way, and
             is refused with another. teacher_path: of another model, which is then the frozen teacher;
             teacher_network: that model (``lightning/external_teacher.py``), whole, of the same vocabulary.
+        zeros: of linear weights of the blocks that are exactly zero: ``keep`` lets no step change them, ``fill`` trains
+            them as any other, as None does where there are none to speak of.
         teacher_logits: ``recorded`` holds them, (tokens, vocabulary), for the time of a micro-batch; ``recomputed``
             makes them again from hidden states, for every student: less memory, more time.
 
@@ -93,10 +96,13 @@ class SupernetModule(LightningModule):
         teacher_path: str | None = None,
         teacher_network: Supernet | None = None,
         teacher_logits: TeacherLogits = "recorded",
+        zeros: Literal["keep", "fill"] | None = None,
     ) -> None:
         super().__init__()
         _check(accumulate_grad_batches, gradient_clip_val, reduction)
         _check_teacher(distillation, hidden_matching, teacher, teacher_logits)
+        if zeros not in ("keep", "fill", None):
+            raise ValueError(f"training.zeros={zeros}: allowed are keep, fill and null")
         _check_external(hidden_matching, teacher, teacher_path, teacher_network)
         self.automatic_optimization = False
         self.supernet, self.space, self.sampler, self.distillation = supernet, space, sampler, distillation
@@ -104,6 +110,7 @@ class SupernetModule(LightningModule):
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.reduction, self.seed = reduction, seed
         self.hidden_matching, self.teacher_logits = hidden_matching, teacher_logits
+        self._sparse = tuple(p.parameter for p in dense_projections(supernet)) if zeros == "keep" else ()
         # In a tuple, so that it is no child: neither trained, nor saved, nor set to training mode.
         self._frozen: tuple[Supernet, ...] = ()
         if teacher == "frozen":
@@ -195,6 +202,10 @@ class SupernetModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Called with the gradients after the loss scaler's factor was taken out of them."""
+        with torch.no_grad():
+            for weight in self._sparse:  # what never has a gradient is moved by no optimizer, nor by its decay
+                if weight.grad is not None:
+                    weight.grad.masked_fill_(weight == 0, 0)
         gradients = existing(self.parameters())
         assert self._window.factor is not None
         self._window.norm = scale_and_clip(gradients, self._window.factor, self.gradient_clip_val)
@@ -270,7 +281,10 @@ class SupernetModule(LightningModule):
             self.log(f"val/perplexity_{name}", math.exp(min(loss, 700.0)), sync_dist=True)
 
     def _references(self) -> dict[str, Architecture]:
-        return {"largest": self.space.largest(), "middle": self.space.middle(), "smallest": self.space.smallest()}
+        largest, middle, smallest = self.space.largest(), self.space.middle(), self.space.smallest()
+        if largest == smallest:
+            return {"largest": largest}
+        return {"largest": largest, "middle": middle, "smallest": smallest}
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -11,12 +11,14 @@ of every projection are those of the network that will run (Frantar et al., "GPT
 
 A pass runs the model's own code with the one block active, so that masks, rotary embeddings and sliding windows are
 made as in the whole network; they are made again for every block and batch instead of being kept. Held above the
-model's own memory are the hidden states of the calibration set, once, the statistics of one block, and one batch's
-activations in it. Statistics are made by ``models/input_statistics.py``.
+model's own memory are the statistics of one block, one batch's activations in it, and the hidden states of the
+calibration set, once, as far as they are no larger than a block; more of them lie in a temporary file. Statistics are
+made by ``models/input_statistics.py``.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from nas_llm.architecture import Architecture
+from nas_llm.models.hidden_states import HiddenStates
 from nas_llm.models.modes import evaluating
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
@@ -112,7 +114,6 @@ class Block:
                 raise _not_finite(f"what {name} reads", self.calibration.supernet.model.dtype)
         return found
 
-
     def collect_stream(self, make: Callable[[int, torch.device], S], norm: nn.Module | None) -> S:
         """A statistic of the residual stream over all calibration batches, as it is now: of what ``norm``, a module of
         this block, reads; None: of what the block writes.
@@ -123,19 +124,22 @@ class Block:
         """
         self._refuse_left()
         found: list[S] = []
-        for number in range(len(self.calibration.batches)):
-            mask = self.calibration.mask(number)
-            read: list[Tensor] = []
-            handles = [] if norm is None else [norm.register_forward_pre_hook(lambda _, args: read.append(args[0]))]
-            try:
-                written = self.calibration.run(number)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            stream = written if norm is None else read[0]
-            tokens = stream.reshape(*mask.shape, stream.shape[-1])  # some families flatten the first two
-            found = found or [make(stream.shape[-1], stream.device)]
-            found[0].add(tokens[mask.bool()].float())
+        read: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+            read[:] = [args[0]]
+
+        handles = [] if norm is None else [norm.register_forward_pre_hook(keep)]
+        try:
+            for number in range(len(self.calibration.batches)):
+                mask, written = self.calibration.mask(number), self.calibration.run(number)
+                stream = written if norm is None else read[0]
+                tokens = stream.reshape(*mask.shape, stream.shape[-1])  # some families flatten the first two
+                found = found or [make(stream.shape[-1], stream.device)]
+                found[0].add(tokens[mask.bool()].float())
+        finally:
+            for handle in handles:
+                handle.remove()
         if not found[0].is_finite():
             raise _not_finite(f"the residual stream of block {self.index}", self.calibration.supernet.model.dtype)
         return found[0]
@@ -158,10 +162,31 @@ def walk(supernet: Supernet, batches: Iterable[Batch]) -> Iterator[Block]:
     if not calibration.batches:
         raise ValueError("there is no calibration batch: set data.calibration_size above 0")
     every = projections(supernet)
-    for index, of_block in enumerate(every):
-        if index:
-            calibration.advance()
-        yield Block(index, of_block, calibration)
+    try:
+        for index, of_block in enumerate(every):
+            if index:
+                calibration.advance()
+            yield Block(index, of_block, calibration)
+    finally:
+        calibration.states.close()
+
+
+def by_statistic(
+    projections: Sequence[Projection], statistics: dict[str, S]
+) -> Iterator[tuple[S, tuple[Projection, ...]]]:
+    """Each statistic of :meth:`Block.collect` with the projections that share it, once.
+
+    ``statistics`` is emptied on the way, so that a statistic's memory goes with the caller's last use of it.
+    """
+    remaining = [projection for projection in projections if projection.name in statistics]
+    while remaining:
+        statistic = statistics[remaining[0].name]
+        sharing = tuple(projection for projection in remaining if statistics[projection.name] is statistic)
+        remaining = [projection for projection in remaining if projection not in sharing]
+        for projection in sharing:
+            del statistics[projection.name]
+        yield statistic, sharing
+        del statistic
 
 
 def projections(supernet: Supernet) -> tuple[tuple[Projection, ...], ...]:
@@ -172,6 +197,12 @@ def projections(supernet: Supernet) -> tuple[tuple[Projection, ...], ...]:
         tuple(Projection(names[module], module) for module in modules if isinstance(module, nn.Linear | Conv1D))
         for modules in supernet.layer_modules
     )
+
+
+def dense_projections(supernet: Supernet) -> tuple[Projection, ...]:
+    """All of :func:`projections` whose weights are no integers."""
+    every = (projection for of_block in projections(supernet) for projection in of_block)
+    return tuple(projection for projection in every if not isinstance(projection.module, QuantizedLinear))
 
 
 def _not_finite(what: str, dtype: torch.dtype) -> ValueError:
@@ -186,7 +217,9 @@ class _Calibration:
 
     def __init__(self, supernet: Supernet, batches: list[Batch]) -> None:
         self.supernet, self.batches, self.index = supernet, batches, 0
-        self.states: list[Tensor | None] = [None] * len(batches)  # None: what the embeddings give
+        sizes = [batch["input_ids"].numel() * supernet.largest().hidden for batch in batches]
+        blocks = [sum(p.numel() for m in modules for p in m.parameters()) for modules in supernet.layer_modules]
+        self.states = HiddenStates(sizes, in_memory=sum(sizes) <= max(blocks))
 
     def mask(self, number: int) -> Tensor:
         return self.batches[number]["attention_mask"].to(self.supernet.model.device)
@@ -200,7 +233,8 @@ class _Calibration:
     @torch.no_grad()
     def run(self, number: int) -> Tensor:
         """What the block in work writes for a batch, in evaluation mode; beside it embeddings and the last norm run."""
-        full, model, state = self.supernet.largest(), self.supernet.model, self.states[number]
+        model = self.supernet.model
+        state = self.states[number] if self.index else None  # None: what the embeddings give
         tokens = self.batches[number]["input_ids"].to(model.device)
         written: list[Tensor] = []
 
@@ -212,10 +246,10 @@ class _Calibration:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             written.append(output[0] if isinstance(output, tuple) else output)
 
-        block, alone = self.supernet.blocks[self.index], Architecture(full.hidden, (full.layers[self.index],))
+        block = self.supernet.blocks[self.index]
         handles = [block.register_forward_pre_hook(give, with_kwargs=True), block.register_forward_hook(keep)]
         try:
-            with evaluating(model), self.supernet.activate(alone):
+            with evaluating(model), self.supernet.activate_block(self.index):
                 model.base_model(input_ids=tokens, attention_mask=self.mask(number), use_cache=False)
         finally:
             for handle in handles:
@@ -228,17 +262,18 @@ class _Reads:
 
     def __init__(self, mask: Tensor, make: Callable[[int, torch.device], Any], found: dict[str, Any]) -> None:
         self.mask, self.make, self.found = mask, make, found
-        self._seen: list[tuple[Tensor, Any]] = []  # of this batch; they stay alive, so that identity tells them apart
+        self._seen: list[tuple[weakref.ref[Tensor], Any]] = []  # of this batch; they may go when the block is done
 
     def __call__(self, name: str, read: Tensor) -> None:
         for tensor, statistic in self._seen:
-            if tensor is read and self.found.setdefault(name, statistic) is statistic:
+            if tensor() is read and self.found.setdefault(name, statistic) is statistic:
                 return
         if name not in self.found:
             self.found[name] = self.make(read.shape[-1], read.device)
-        self._seen.append((read, self.found[name]))
-        tokens = read.reshape(*self.mask.shape, read.shape[-1])  # some families flatten the first two
-        self.found[name].add(tokens[self.mask.bool()].float())
+        self._seen.append((weakref.ref(read), self.found[name]))
+        tokens = read.reshape(-1, read.shape[-1])  # some families flatten the first two
+        counted = self.mask.bool().flatten()
+        self.found[name].add((tokens if bool(counted.all()) else tokens[counted]).float())
 
 
 @contextmanager

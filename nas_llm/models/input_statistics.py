@@ -1,9 +1,9 @@
-"""Statistics of what a projection reads, X (in, tokens), summed over calibration batches, in float32 if
-nothing else is said.
+"""Statistics of what a projection reads, X (in, tokens), summed over calibration batches.
 
 ``Hessian``: 2 X X^T (in, in), of the squared error ||W X - W' X||^2 of each row of W (Frantar et al., "Optimal Brain
 Compression", 2022, section 4); for SparseGPT and GPTQ. ``ChannelNorms``: ||X_j||_2 of each input channel j (in,); for
-Wanda. ``SecondMoment``: X X^T (in, in) in float64, for principal components. Padding tokens are none of the tokens. ``inverse_cholesky`` is what both read of a Hessian.
+Wanda. ``SecondMoment``: X X^T (in, in), of the principal components of X; for SliceGPT. The first two are float32, the
+last is float64. Padding tokens are none of the tokens. ``inverse_cholesky`` is what both read of a Hessian.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Hessian:
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
-        return bool(self.matrix.isfinite().all())
+        return finite(self.matrix)
 
 
 class ChannelNorms:
@@ -41,7 +41,7 @@ class ChannelNorms:
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
-        return bool(self._squares.isfinite().all())
+        return finite(self._squares)
 
     @property
     def norms(self) -> Tensor:
@@ -62,20 +62,27 @@ class SecondMoment:
         self.tokens += inputs.shape[0]
 
     def is_finite(self) -> bool:
-        return bool(self.matrix.isfinite().all())
+        return finite(self.matrix)
 
 
-def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:
+def finite(values: Tensor) -> bool:
+    """Whether all are finite, without a tensor of answers: NaN and infinity pass through to the extremes."""
+    return all(bool(extreme.isfinite()) for extreme in values.aminmax())
+
+
+def inverse_cholesky(hessian: Tensor, damping: float, *, overwrite: bool = False) -> Tensor:
     """The upper Cholesky factor U (in, in) of the inverse of the damped Hessian: H^-1 = U^T U.
 
-    ``damping`` is added to the diagonal as a fraction of its mean. Channels that are never active have it alone.
+    ``damping`` is added to the diagonal as a fraction of its mean. Channels that are never active have it alone. With
+    ``overwrite`` the factor takes the Hessian's memory; otherwise a copy of it, and no more either way.
 
     Raises:
-        torch.linalg.LinAlgError: there is none.
+        torch.linalg.LinAlgError: there is none; an overwritten Hessian is lost then too.
     """
-    damped = hessian.clone()
+    damped = hessian.mT if overwrite else hessian.mT.clone(memory_format=torch.preserve_format)
+    assert damped.mT.is_contiguous()  # columns, as LAPACK reads them: it would copy anything else
     mean = damped.diagonal().mean()
     damped.diagonal().add_(damping * mean if mean > 0 else 1.0)  # nothing is active: every channel costs the same
     torch.linalg.cholesky(damped, out=damped)
     torch.cholesky_inverse(damped, out=damped)
-    return torch.linalg.cholesky(damped, upper=True)
+    return torch.linalg.cholesky(damped, upper=True, out=damped)

@@ -88,6 +88,11 @@ def sublayer_of(supernet: Supernet, layer: int, sublayer: Sublayer) -> nn.Module
 def refuse_operator(supernet: Supernet, layer: int, sublayer: Sublayer, operator: Operator) -> None:
     """Raises ValueError where the operator does not fit into that place of this network."""
     sublayer_path(supernet, sublayer)
+    if supernet.is_rotated:
+        raise ValueError(
+            "the residual stream of this model is rotated by its sublayers (SliceGPT), whose place no operator can "
+            "take: set model.path to the network it was made from"
+        )
     where, full = f"layer {layer}, {sublayer}: operator {operator.name}", supernet.largest().layers[layer]
     wrong = {Heads: "mlp", Ffn: "attention"}.get(type(operator))
     if wrong == sublayer:

@@ -48,7 +48,8 @@ class StreamNorm(nn.Module):
     def add_shortcut(self, sublayer: nn.Module, args: Any, output: Any) -> Any:
         """What the sublayer wrote, (..., width) or a tuple that begins with it, and x (S - I)."""
         read, self._read = self._read, None
-        assert read is not None and self.shortcut is not None, "the sublayer ran without its norm"
+        assert read is not None, "the sublayer ran without its norm"
+        assert self.shortcut is not None
         moved = self.shortcut(read)
         return (output[0] + moved, *output[1:]) if isinstance(output, tuple) else output + moved
 

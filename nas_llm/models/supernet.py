@@ -127,6 +127,17 @@ class Supernet(nn.Module):
             ValueError: the architecture does not fit into this network.
         """
         self._refuse_misfit(architecture)
+        with self._activated(architecture) as model:
+            yield model
+
+    @contextmanager
+    def activate_block(self, index: int) -> Iterator[PreTrainedModel]:
+        """One whole block alone, for a walk that hands it what it reads; nests, and restores on errors."""
+        with self._activated(Architecture(self._full.hidden, (self._full.layers[index],))) as model:
+            yield model
+
+    @contextmanager
+    def _activated(self, architecture: Architecture) -> Iterator[PreTrainedModel]:
         undo: Undo = []
         try:
             self._apply_architecture(architecture, undo)
@@ -496,8 +507,8 @@ class Supernet(nn.Module):
         if self._rotated and architecture.without_ranks != full.without_ranks:
             raise ValueError(
                 f"the architecture ({architecture.summary()}) is a part of a network whose residual stream is rotated "
-                f"by sublayer (SliceGPT), which is kept whole ({full.summary()}): search=none trains it, and no "
-                "method goes through its blocks one by one"
+                f"by sublayer (SliceGPT), which is kept whole ({full.summary()}): train it with search=none, or search "
+                "the network that it was made from"
             )
         if self._operators is not None:
             self._refuse_cut_operators(architecture)

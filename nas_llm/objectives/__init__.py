@@ -8,6 +8,7 @@ from nas_llm.objectives.nonzero_params import NonzeroParams
 from nas_llm.objectives.params import Params
 from nas_llm.objectives.perplexity import Perplexity
 from nas_llm.objectives.protocol import Batch, Derived, Detailed, Details, Estimate, Objective, directions, measure
+from nas_llm.objectives.task_accuracy import TaskAccuracy
 from nas_llm.objectives.token_accuracy import TokenAccuracy
 from nas_llm.objectives.weight_bytes import WeightBytes
 
@@ -25,6 +26,7 @@ __all__ = [
     "Objective",
     "Params",
     "Perplexity",
+    "TaskAccuracy",
     "Timings",
     "TokenAccuracy",
     "WeightBytes",

@@ -8,18 +8,16 @@ of any other it is the linear relaxation's.
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nas_llm.operators.exact import within_limits
 from nas_llm.operators.problem import Minimum, Problem
 
 if TYPE_CHECKING:
     import pulp
-
-FEASIBILITY = 1e-6  # CBC's own tolerance of a constraint
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,7 @@ class Cbc:
             raise ValueError(f"solver.threads={self.threads}: allowed is 1 or more")
 
     def __call__(self, problem: Problem, *, gap: float, time_limit_s: float) -> Minimum:
-        start = time.perf_counter()
-        found = self._solve(problem, gap, time_limit_s)
-        if found.choice is None or problem.is_feasible(found.choice):
-            return found
-        tighter = replace(problem, limits=problem.limits - 2 * FEASIBILITY)
-        again = self._solve(tighter, gap, max(time_limit_s - (time.perf_counter() - start), 1.0))
-        if again.choice is None or not problem.is_feasible(again.choice):
-            return Minimum(None, found.bound, "unknown", "cbc")
-        return replace(again, bound=found.bound)
+        return within_limits(self._solve, problem, gap, time_limit_s)
 
     def _solve(self, problem: Problem, gap: float, time_limit_s: float) -> Minimum:
         pulp = _pulp()

@@ -27,6 +27,7 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Operator, Teacher
 from nas_llm.operators import Place
 from nas_llm.operators.groups import Group, dealt, groups_of
+from nas_llm.operators.heap import return_freed_memory
 from nas_llm.operators.initial import is_trained
 from nas_llm.operators.library import Library
 from nas_llm.operators.local_losses import LocalLoss
@@ -108,6 +109,8 @@ class Job:
         Raises:
             ValueError: there are too few batches, or an operator's loss is not finite.
         """
+        if self.settings.memory_gib is not None:
+            return_freed_memory()
         for group in groups:
             self._work(supernet, group, tell)
 

@@ -1,20 +1,17 @@
 """UNAST's integer programme (equation 3) by HiGHS's branch and cut, as SciPy has it: exact, with a proven bound.
 
-The n * S binary variables are flattened row by row; absent operators are left out. HiGHS works on one thread here, and
-keeps constraints to 1e-6 only: where an answer oversteps a limit by more than rounding, it is sought again under a
-limit that is tighter by twice that.
+The n * S binary variables are flattened row by row; absent operators are left out. HiGHS works on one thread here.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from nas_llm.operators.exact import within_limits
 from nas_llm.operators.problem import Minimum, Problem
 
-FEASIBILITY = 1e-6  # HiGHS's own tolerance of a constraint
 TIME_IS_UP, INFEASIBLE = 1, 2  # scipy.optimize.milp's codes
 
 
@@ -23,15 +20,7 @@ class Milp:
     """To the gap that is asked for, or as far as the time allows."""
 
     def __call__(self, problem: Problem, *, gap: float, time_limit_s: float) -> Minimum:
-        start = time.perf_counter()
-        found = self._solve(problem, gap, time_limit_s)
-        if found.choice is None or problem.is_feasible(found.choice):
-            return found
-        tighter = replace(problem, limits=problem.limits - 2 * FEASIBILITY)
-        again = self._solve(tighter, gap, max(time_limit_s - (time.perf_counter() - start), 0.1))
-        if again.choice is None or not problem.is_feasible(again.choice):
-            return Minimum(None, found.bound, "unknown", "milp")
-        return replace(again, bound=found.bound)
+        return within_limits(self._solve, problem, gap, time_limit_s)
 
     def _solve(self, problem: Problem, gap: float, time_limit_s: float) -> Minimum:
         from scipy import sparse

@@ -237,6 +237,11 @@ def _refuse_network(supernet: Supernet, layout: Layout | None) -> None:
             "the model is a network of operators already: set model.path to the network it was made from, or choose "
             "among its layers alone, search_space=depth_only"
         )
+    if supernet.is_rotated:
+        raise ValueError(
+            "the residual stream of the model is rotated by its sublayers (SliceGPT), whose place no operator can "
+            "take: set model.path to the network it was made from"
+        )
     if quantized_modules(supernet.model):
         raise ValueError("the model is quantised already: set model.path to the network before it was quantised")
 

@@ -29,17 +29,22 @@ class LayerReport:
     @classmethod
     def of(cls, weight: Tensor, layer: QuantizedLinear, hessian: Tensor | None = None) -> LayerReport:
         """``weight`` (out, in) as it was; ``hessian`` (in, in), of what the layer reads."""
-        after, before = layer.weight.float(), weight.float()
-        difference = before - after
-        output_error = None if hessian is None else _ratio(_energy(difference, hessian), _energy(before, hessian))
+        after, before = layer.weight.float(), weight.float()  # the first is a tensor of its own
+        zeros, whole = int((after == 0).sum()), float(before.square().sum())
+        whole_output = None if hessian is None else _energy(before, hessian)
+        difference = after.neg_().add_(before)
+        del after, before
+        output_error = None
+        if hessian is not None and whole_output is not None:
+            output_error = _ratio(_energy(difference, hessian), whole_output)
         return cls(
             bits=layer.bits,
             group_size=layer.group_size,
             weights=layer.num_weights,
-            zeros=int((after == 0).sum()),
+            zeros=zeros,
             bytes_before=weight.nbytes,
             bytes_after=layer.weight_bytes,
-            weight_error=_ratio(float(difference.square().sum()), float(before.square().sum())),
+            weight_error=_ratio(float(difference.square_().sum()), whole),
             output_error=output_error,
         )
 

@@ -58,6 +58,11 @@ def _refuse(supernet: Supernet, name: str, module: nn.Linear, group_size: int) -
             f"{name} is quantised already, to {module.bits} bits: set quantization=none, or model.path to the network "
             "before it was quantised"
         )
+    if module._forward_hooks:
+        raise ValueError(
+            f"{name} adds the rotated residual stream (SliceGPT) to what it writes, so that it is not quantised: leave "
+            "it out of quantization.targets"
+        )
     weight = module._parameters["weight"]
     assert weight is not None
     others = [n for n, p in supernet.model.named_parameters(remove_duplicate=False) if p is weight]

@@ -14,6 +14,7 @@ from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 
 CARD_FILE = "README.md"
+STANDARD = "standard sampler"  # trains the largest network alone
 UNNAMED = "supernet"  # the name of a run that was given none
 LOADERS = {  # by what can load the model; {place} is where {path} starts
     "stock": "from transformers import AutoModelForCausalLM\n\n"
@@ -68,9 +69,10 @@ def write_model_card(
     params = measured.objectives.get("params") if measured else None
     context = {
         "title": f"{_title(run)}: sub-network {architecture.id}",
-        "intro": _intro(run, params),
+        "intro": _whole(run) if architecture == full else _intro(run, params),
         "recipe": recipe(run),
         "reader": reader,
+        "packed": "quantization_config" in config,
         "loader": LOADERS[reader].format(path=name or folder.name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "notes": notes,
@@ -132,6 +134,7 @@ def write_baseline_card(
         "searched": False,
         "recipe": [f"The pre-trained model is {base}.", summary, "It was not trained after that."],
         "reader": reader,
+        "packed": "quantization_config" in config,
         "loader": LOADERS[reader].format(path=name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "notes": [],
@@ -159,6 +162,10 @@ def _intro(run: RunFiles, params: float | None) -> str:
         return f"A sub-network of {base}."
     fraction = f", {of_full} of the full network's" if (of_full := _fraction(run, params)) else ""
     return f"A sub-network of {numbers.count(params)} parameters{fraction}, cut from {base}."
+
+
+def _whole(run: RunFiles) -> str:
+    return f"The whole network of {run.setting('model.path') or 'a run'}, as its run left it."
 
 
 def _title(run: RunFiles) -> str:
@@ -192,7 +199,13 @@ def recipe(run: RunFiles) -> list[str]:
         teacher = _teacher(run) if losses else None
         by, whose = _listed([_named(sampler, "sampler"), *losses]), f" from {teacher}" if teacher else ""
         trained = "The adapters alone were" if run.strategy("peft") else "It was"
-        steps.append(f"{trained} trained as a super-network with the {by}{whose}{length}{data}.")
+        if sampler == STANDARD:
+            by = _listed(losses) if losses else "labels' cross-entropy"
+            steps.append(f"{trained} trained as a whole, and no sub-network of it, with the {by}{whose}{length}{data}.")
+        else:
+            steps.append(f"{trained} trained as a super-network with the {by}{whose}{length}{data}.")
+        if run.setting("training.zeros") == "keep":
+            steps.append("Weights that were zero stayed so.")
     if run.search is not None:
         compared, facts = _listed([numbers.label(name) for name in run.search.objectives]), run.search.facts
         networks = numbers.counted(facts["evaluations"], "sub-network")

@@ -6,6 +6,7 @@ what was not measured is empty. A line of ``networks.jsonl`` is a network that a
 
     id, blocks             what it is (``OperatorNetwork``)
     budget                 {cost: as it was asked for}; empty for the teacher
+    of                     "body" or "whole": what the budget is a limit of
     objective, gap, status of the programme's solution
     costs                  {cost: part of the teacher's body}
     losses                 nats per token: untrained, and after every round of training
@@ -51,6 +52,7 @@ class NetworkRow:
     id: str
     network: OperatorNetwork
     budget: Mapping[str, float]
+    of: str
     objective: float | None
     gap: float | None
     status: str
@@ -61,8 +63,9 @@ class NetworkRow:
 
     @property
     def asked(self) -> str:
-        """The budget in words: "latency 0.6"."""
-        return ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items())
+        """The budget in words: "latency 0.6", "params 0.5 of the whole"."""
+        limits = ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items())
+        return limits + (" of the whole" if self.of == "whole" else "")
 
 
 def read_operators(run_dir: Path) -> list[OperatorRow]:
@@ -95,6 +98,7 @@ def read_networks(run_dir: Path) -> list[NetworkRow]:
                     record["id"],
                     OperatorNetwork.from_dict(record),
                     record["budget"],
+                    record["of"],
                     record["objective"],
                     record["gap"],
                     record["status"],

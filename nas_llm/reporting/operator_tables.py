@@ -16,7 +16,7 @@ def networks_table(run_dir: str | Path) -> str:
     heads = ["network", "budget", *costs, "untrained" if rounds else "loss", *(["trained"] if rounds else []), "of"]
     table = [heads]
     for row in shown:
-        number = sum(other.budget == row.budget for other in rows)
+        number = sum(other.asked == row.asked for other in rows)
         cells = [row.id if row.budget else "teacher", row.asked]
         cells += [f"{100 * row.costs[name]:.1f} %" if name in row.costs else "" for name in costs]
         cells.append(f"{row.losses[0]:.3f}")

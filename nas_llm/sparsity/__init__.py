@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from nas_llm.sparsity.counting import ZeroCounts, Zeros, zeros_of_model
+from nas_llm.sparsity.counting import SPARSE, ZeroCounts, Zeros, zeros_of_model
 
 if TYPE_CHECKING:
     from nas_llm.models.supernet import Supernet
 
-__all__ = ["Batches", "Sparsity", "ZeroCounts", "Zeros", "zeros_of_model"]
+__all__ = ["SPARSE", "Batches", "Sparsity", "ZeroCounts", "Zeros", "zeros_of_model"]
 
 Batches = Iterable[Mapping[str, Tensor]]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nas_llm.models.block_walk import Projection
+from nas_llm.models.input_statistics import finite
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def refuse_non_finite(scores: Tensor, name: str) -> None:
     """Raises:
     ValueError: a score is not finite; ``name`` is the module whose weights have it.
     """
-    if not scores.isfinite().all():
+    if not finite(scores):
         raise ValueError(
             f"weights of {name}, or what they are weighed by, are not finite, so that none of them is the least: set "
             "model.path to a network whose weights are whole"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,29 @@ class Zeros:
 
     def to_dict(self) -> dict[str, Any]:
         return {"zeros": self.zeros, "size": self.size, "sparsity": self.sparsity}
+
+
+SPARSE = 0.05  # of a weight's entries are exactly zero: from there on that is no accident
+PATTERNS = ((2, 4), (4, 8))  # N of every M weights stay: those that are looked for
+
+
+def pattern_of(weights: Iterable[Tensor]) -> str | None:
+    """The pattern N:M that one of these weights has along its inputs, "2:4" or "4:8"; None where none has one.
+
+    weights: (out, in) each.
+    """
+    for weight in weights:
+        for kept, group in PATTERNS:
+            if has_pattern(weight, kept, group):
+                return f"{kept}:{group}"
+    return None
+
+
+def has_pattern(weight: Tensor, kept: int, group: int) -> bool:
+    """Whether at most ``kept`` of every ``group`` neighbours along the inputs of ``weight`` (out, in) are not zero."""
+    if weight.dim() != 2 or weight.shape[1] % group:
+        return False
+    return bool((weight.unflatten(1, (-1, group)).count_nonzero(-1) <= kept).all())
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nas_llm.models.block_walk import walk
+from nas_llm.models.block_walk import by_statistic, walk
 from nas_llm.models.input_statistics import Hessian, inverse_cholesky
 from nas_llm.models.supernet import Supernet
 from nas_llm.sparsity.amount import Amount, lowest, refuse_non_finite
@@ -57,36 +57,33 @@ class SparseGPT:
     def __call__(self, supernet: Supernet, batches: Batches) -> ZeroCounts:
         """Raises as :class:`nas_llm.sparsity.Sparsity`."""
         amount = Amount.of(self.sparsity, self.pattern)
-        names = {projection.name for projection in chosen(supernet, self)}
+        names = [projection.name for projection in chosen(supernet, self)]
         found = {}
         for block in walk(supernet, batches):
-            hessians = block.collect(Hessian, names)
-            last: tuple[Hessian, Tensor] | None = None  # queries, keys and values share one, one after the other
-            for projection in block.projections:
-                if projection.name not in names:
-                    continue
-                hessian = hessians.pop(projection.name)
-                if last is None or last[0] is not hessian:
-                    last = None  # frees it before the next one is made
-                    last = (hessian, inverse_factor(hessian.matrix, self.damping, projection.name))
-                weight = projection.weight
-                pruned = prune(weight, last[1], amount, self.block_size)
-                refuse_non_finite(pruned, projection.name)
-                weight.copy_(pruned)
-                found[projection.name] = Zeros.of(weight)
-        return ZeroCounts(found)
+            for hessian, sharing in by_statistic(block.projections, block.collect(Hessian, names)):
+                factor = inverse_factor(hessian.matrix, self.damping, sharing[0].name, overwrite=True)
+                for projection in sharing:
+                    weight = projection.weight
+                    pruned = prune(weight, factor, amount, self.block_size)
+                    refuse_non_finite(pruned, projection.name)
+                    weight.copy_(pruned)
+                    found[projection.name] = Zeros.of(weight)
+                    del pruned
+                del hessian, factor
+        return ZeroCounts({name: found[name] for name in names})
 
 
-def inverse_factor(hessian: Tensor, damping: float, name: str) -> Tensor:
+def inverse_factor(hessian: Tensor, damping: float, name: str, *, overwrite: bool = False) -> Tensor:
     """The upper Cholesky factor U (in, in) of the inverse of the damped Hessian: H^-1 = U^T U.
 
-    Channels that are never active have the damping alone: their weights cost least and go first.
+    Channels that are never active have the damping alone: their weights cost least and go first. With
+    ``overwrite`` the factor takes the Hessian's memory.
 
     Raises:
         ValueError: the Hessian is singular; ``name`` is the module whose it is.
     """
     try:
-        return inverse_cholesky(hessian, damping)
+        return inverse_cholesky(hessian, damping, overwrite=overwrite)
     except torch.linalg.LinAlgError as error:
         raise ValueError(
             f"sparsity.damping={damping}: the Hessian of what {name} reads has no inverse with it; set "
@@ -122,6 +119,6 @@ def prune(weight: Tensor, factor: Tensor, amount: Amount, block_size: int) -> Te
             gone = torch.where(mask[:, column], inside[:, column], 0)
             errors[:, column] = gone / diagonal[column]
             inside[:, column:] -= errors[:, column : column + 1] * upper[column, column:]
-        weight[:, stop:] -= errors @ factor[start:stop, stop:]
+        weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
         inside.masked_fill_(mask, 0)  # what the last subtraction left of them is rounding
     return weight

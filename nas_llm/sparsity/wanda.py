@@ -15,12 +15,14 @@ import torch
 from nas_llm.models.block_walk import walk
 from nas_llm.models.input_statistics import ChannelNorms
 from nas_llm.models.supernet import Supernet
-from nas_llm.sparsity.amount import Amount, refuse_non_finite, zero
+from nas_llm.sparsity.amount import Amount, refuse_non_finite
 from nas_llm.sparsity.counting import ZeroCounts, Zeros
 from nas_llm.sparsity.targets import Targets, chosen
 
 if TYPE_CHECKING:
     from nas_llm.sparsity import Batches
+
+_AT_ONCE = 2**18  # weights whose scores are held
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ class Wanda:
             for projection in block.projections:
                 if projection.name not in names:
                     continue
-                scores = projection.weight.float().abs().mul_(norms[projection.name].norms)
-                refuse_non_finite(scores, projection.name)
-                zero(projection, amount.lowest(scores))
+                weight, channels = projection.weight, norms[projection.name].norms
+                for rows in weight.split(max(1, _AT_ONCE // weight.shape[1])):  # each row has its own ranking
+                    scores = rows.float().abs().mul_(channels)
+                    refuse_non_finite(scores, projection.name)
+                    rows.masked_fill_(amount.lowest(scores), 0)
                 found[projection.name] = Zeros.of(projection.weight)
         return ZeroCounts(found)

@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 from nas_llm.architecture import Architecture
 from nas_llm.config import build
 from nas_llm.evaluation.harness import Harness, TaskMetric
+from nas_llm.evaluation.harness_tasks import LoadedTasks
 from nas_llm.lightning.quiet import quiet
-from nas_llm.objectives import Detailed, Details, GeneratedAccuracy, Objective, measure
+from nas_llm.objectives import Detailed, Details, GeneratedAccuracy, Objective, TaskAccuracy, measure
 from nas_llm.reporting import numbers
 from nas_llm.run_directory import RESULTS_FILE, add_metrics, recorded_fingerprints, write_text
 from nas_llm.stages.data import recorded_data
@@ -48,6 +49,7 @@ OVERRIDES = {
     "trainer.accelerator=cpu": "where; auto: on a GPU if there is one",
 }
 SPLIT = "test"
+TASK_ACCURACY = f"objectives.{TaskAccuracy.name}"
 TEXTS = "texts"  # the folder of a run that holds what its networks wrote
 
 
@@ -63,8 +65,10 @@ def _main(cfg: DictConfig) -> None:
     if harness is not None:
         _ = harness.loaded  # what is wrong with the tasks is told before a network is loaded
     subjects = chosen_subjects(cfg)
-    if harness is not None and not cfg.evaluate.replace:
-        refuse_other_results(run_dir, subjects, harness)
+    if harness is not None:
+        _refuse_documents_of_the_search(cfg, subjects, harness.loaded, "harness.offset={}")
+        if not cfg.evaluate.replace:
+            refuse_other_results(run_dir, subjects, harness)
     if cfg.objectives:
         _measure_objectives(cfg, run_dir, subjects)
     if harness is not None:
@@ -87,12 +91,16 @@ def _measure_objectives(cfg: DictConfig, run_dir: Path, subjects: Subjects) -> N
         for node in cfg.objectives.values()
     ]
     _refuse_questions_of_the_search(objectives, run_dir)
+    for objective in objectives:
+        if isinstance(objective, TaskAccuracy):
+            _refuse_documents_of_the_search(cfg, subjects, objective.loaded, f"{TASK_ACCURACY}.limit={{}}")
     if cfg.evaluate.texts and not any(isinstance(objective, Detailed) for objective in objectives):
         raise ValueError(
             "evaluate.texts=true cannot take effect where nothing is generated: add objectives=[generated_accuracy]"
         )
     samples = sum(len(batch["input_ids"]) for batch in batches)
-    rows, parts = [], []
+    rows: list[tuple[str, Architecture, Mapping[str, float]]] = []
+    parts: dict[str, list[tuple[str, Details]]] = {}
     for subject in subjects.members:
         architecture = subject.architecture
         details = {o.name: o.details(subjects.supernet, architecture) for o in objectives if isinstance(o, Detailed)}
@@ -102,10 +110,11 @@ def _measure_objectives(cfg: DictConfig, run_dir: Path, subjects: Subjects) -> N
         if cfg.evaluate.texts:
             _write_texts(run_dir, subject, details)
         rows.append((subject.shown, architecture, values))
-        parts += [(subject.shown, made_of) for made_of in details.values()]
+        for name, made_of in details.items():
+            parts.setdefault(name, []).append((subject.shown, made_of))
     print(_table(rows, objectives))
-    if parts:
-        print(f"\n{_table_of_parts(parts)}")
+    for of_objective in parts.values():
+        print(f"\n{_table_of_parts(of_objective)}")
     print(f"\n{numbers.counted(samples, 'record')} of the split {SPLIT}; written to {run_dir / RESULTS_FILE}")
 
 
@@ -160,6 +169,20 @@ def _refuse_questions_of_the_search(objectives: Sequence[Objective], run_dir: Pa
         searched = {key: settings[key] for key in ("validation_path", "validation_limit", "tasks")}
         if objective.test_path is None or objective.test_path != settings["test_path"]:
             objective.refuse_shared(replace(objective, **searched, test_path=None, split="validation"))
+
+
+def _refuse_documents_of_the_search(cfg: DictConfig, subjects: Subjects, asked: LoadedTasks, mend: str) -> None:
+    """Sub-networks were chosen by the first documents of tasks, where the search had `task_accuracy`.
+
+    Raises:
+        ValueError: some of those are to measure them; `mend` is the setting that passes over so many.
+    """
+    settings = recorded_fingerprints(cfg.run_dir).get(TASK_ACCURACY)
+    if settings is None or cfg.evaluate.model_path is not None:
+        return
+    fields = {key: value for key, value in settings.items() if key != "_target_"}
+    searched = TaskAccuracy(**fields, supernet=subjects.supernet, tokenizer=subjects.tokenizer, split="validation")
+    searched.refuse_shared(asked.documents, mend)
 
 
 def _table_of_tasks(asked: Sequence[tuple[str, Sequence[TaskMetric]]]) -> str:

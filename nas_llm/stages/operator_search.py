@@ -59,6 +59,7 @@ class Found:
     network: OperatorNetwork
     solution: Solution
     ranked: Ranked
+    of: str = "body"  # what the budget is a limit of
     winner: bool = False
     path: Path | None = None
 
@@ -117,7 +118,7 @@ def search_operators(
                 progress=partial(_advance, bar),
             )
         solutions = dict(pairs)
-        of_budget = [Found(budget, each.network, solutions[each.network], each) for each in ranked]
+        of_budget = [Found(budget, each.network, solutions[each.network], each, cfg.budget.of) for each in ranked]
         best = min(of_budget, key=lambda each: (-each.ranked.rounds, each.ranked.loss))
         path = export(best, make, tokenizer, run_dir, halving, folder)
         found += [replace(each, winner=each is best, path=path if each is best else None) for each in of_budget]
@@ -313,22 +314,23 @@ def write_networks(
 ) -> None:
     """networks.jsonl: the budgets of this search in the place of the same ones before it, all others stay."""
     file = run_dir / NETWORKS_FILE
-    asked = [dict(each.budget) for each in found]
+    asked = [(dict(each.budget), each.of) for each in found]
     before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    kept = [record for record in before if record["budget"] and record["budget"] not in asked]
+    kept = [record for record in before if record["budget"] and (record["budget"], record["of"]) not in asked]
 
     def parts(network: OperatorNetwork) -> dict[str, float]:
         return {name: table.body(network) / table.teacher_body for name, table in costs.items()}
 
     records = kept + [
-        {"id": each.network.id, **each.network.to_dict(), "budget": dict(each.budget)}
+        {"id": each.network.id, **each.network.to_dict(), "budget": dict(each.budget), "of": each.of}
         | {"objective": each.solution.objective, "gap": each.solution.gap, "status": each.solution.status}
         | {"costs": parts(each.network), "losses": list(each.ranked.losses), "winner": each.winner}
         | {"path": None if each.path is None else str(each.path.relative_to(run_dir))}
         for each in found
     ]
     records.append(
-        {"id": teacher.id, **teacher.to_dict(), "budget": {}, "objective": None, "gap": None, "status": "teacher"}
+        {"id": teacher.id, **teacher.to_dict(), "budget": {}, "of": "body", "status": "teacher"}
+        | {"objective": None, "gap": None}
         | {"costs": dict.fromkeys(costs, 1.0), "losses": [teacher_loss], "winner": False, "path": None}
     )
     write_text(file, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))

@@ -22,7 +22,7 @@ from nas_llm.models.supernet import operators_of
 from nas_llm.objectives import mean_token_loss
 from nas_llm.reporting import numbers, write_baseline_card
 from nas_llm.run_directory import BASELINE_FILE, MODEL, add_metrics, write_json
-from nas_llm.sparsity import zeros_of_model
+from nas_llm.sparsity import SPARSE, Zeros, zeros_of_model
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.search import device, untrained
 
@@ -70,10 +70,18 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     add_metrics(run_dir, metrics)
     print(f"{pruned.summary}\n\n{table(metrics)}\n")
     model = run_dir / MODEL
-    command = ["nas-llm", "train", f"model.path={model}", f"training.teacher_path={cfg.model.path}"]
-    command += ["training.teacher=frozen", "sampler=standard", "search=none"]
     print(f"written to {model}; how to load it: {model / 'README.md'}")
-    print(f"let it recover: {shlex.join(command)}")
+    command = ["nas-llm", "train", f"model.path={model}", *recovery(pruned.model), "search=none"]
+    print(f"let it recover: {shlex.join([*command, f'training.teacher_path={cfg.model.path}'])}")
+
+
+def recovery(model: PreTrainedModel) -> list[str]:
+    """Overrides by which the whole network, alone, learns from another one and stays what the baseline made it."""
+    alone = ["search_space=whole", "sampler=standard", "training.teacher=frozen", "importance=none"]
+    if quantized_modules(model):
+        return [*alone, "peft=lora"]
+    is_sparse = any(Zeros.of(weight.detach()).sparsity >= SPARSE for weight in model.parameters() if weight.dim() == 2)
+    return [*alone, "training.zeros=keep"] if is_sparse else alone
 
 
 def measured(model: PreTrainedModel, batches: Sequence[Batch], variant: str) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from nas_llm.lightning.progress import TrainingProgress
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
 from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
+from nas_llm.models.block_walk import dense_projections
 from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
@@ -32,7 +33,9 @@ from nas_llm.quantization.targets import layers_to_quantize
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, recorded_fingerprints, refuse_mismatch, write_json
 from nas_llm.samplers import Sampler
+from nas_llm.samplers.standard import StandardSampler
 from nas_llm.search_space import SearchSpace
+from nas_llm.sparsity.counting import SPARSE, Zeros, pattern_of
 from nas_llm.sparsity.targets import chosen
 from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.export import export_subnetwork
@@ -124,7 +127,7 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     with one_line_refusals(cfg):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint_path(cfg))
     if trainer.is_global_zero:
-        conclude(pareto, supernet, tokenizer, run_dir)
+        conclude(pareto, supernet, tokenizer, run_dir, alone=isinstance(module.sampler, StandardSampler))
 
 
 def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
@@ -146,7 +149,43 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     if quantized_modules(supernet.model) and cfg.trainer.max_steps != 0 and not cfg.get("peft"):
         raise ValueError(
             f"model.path={cfg.model.path} is quantised, so that its weights cannot be trained: add trainer.max_steps=0 "
-            "scheduler=none to search it as it is, or set model.path to the network before it was quantised"
+            "scheduler=none to search it as it is, or peft=lora to train adapters beside them, or set model.path to "
+            "the network before it was quantised"
+        )
+    refuse_sparse(cfg, supernet)
+
+
+def refuse_sparse(cfg: DictConfig, supernet: Supernet) -> None:
+    """Refuse to lose the zeros of a sparse network, or their pattern, without being asked to.
+
+    Raises:
+        ValueError: units would be sorted whose neighbours make up a pattern; all weights are trained and
+            ``training.zeros`` says nothing, or it says something of a network that is dense.
+    """
+    if cfg.sparsity:
+        return
+    weights, model = [p.weight for p in dense_projections(supernet)], f"model.path={cfg.model.path}"
+    counts = [Zeros.of(weight) for weight in weights]
+    sparse, zeros = [found for found in counts if found.sparsity >= SPARSE], cfg.training.zeros
+    pattern = pattern_of(weights) if sparse and cfg.importance else None
+    if pattern is not None:
+        raise ValueError(
+            f"{model} has the pattern {pattern} in its weights, which sorting their channels would take apart: add "
+            "importance=none"
+        )
+    if cfg.get("peft") or cfg.trainer.max_steps == 0:
+        return
+    if sparse and zeros is None:
+        share = sum(sparse, Zeros(0, 0)).sparsity
+        raise ValueError(
+            f"{model} is sparse, {share:.1%} of the weights of {len(sparse)} linear modules are zero, which training "
+            "would fill: add training.zeros=keep to train the others, training.zeros=fill to train all, or "
+            "peft=sparse_peft for adapters that keep them"
+        )
+    if not sparse and zeros is not None:
+        raise ValueError(
+            f"training.zeros={zeros} cannot take effect: {model} is dense, no linear module of its blocks has "
+            f"{SPARSE:.0%} zeros; leave it out"
         )
 
 
@@ -290,10 +329,14 @@ def make_search(
     return SupernetSearch(run_dir, maker, objectives, batches, lambda: as_prepared(cfg, run_dir), settings, progress)
 
 
-def conclude(pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path) -> None:
-    """Export, report, and say where everything lies and what to try next."""
+def conclude(
+    pareto: ParetoSearch, supernet: Supernet, tokenizer: PreTrainedTokenizerBase, run_dir: Path, *, alone: bool = False
+) -> None:
+    """Export, report, and say where everything lies and what to try next; ``alone``: the whole network was trained, and
+    no sub-network of it."""
     if pareto.outcome is None:
-        print(f"\nEverything lies in {run_dir}; try next: {_command('search', run_dir, 'search=nsga2')}")
+        after = ("export", run_dir, "architecture=largest") if alone else ("search", run_dir, "search=nsga2")
+        print(f"\nEverything lies in {run_dir}; try next: {_command(*after)}")
         return
     supernet.to("cpu")
     exported = [
