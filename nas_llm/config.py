@@ -44,6 +44,7 @@ RUNTIME: Mapping[str, frozenset[str]] = {
     ),
     "checkpoint": frozenset({"folder"}),
     "trainer": frozenset({"logger", "callbacks", "plugins"}),
+    "bench": frozenset({"extract"}),
 }
 MODEL_LOADER = "nas_llm.models.supernet.Supernet.from_pretrained"  # takes model.path and the rest of the group by name
 TYPES = {

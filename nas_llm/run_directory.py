@@ -57,6 +57,7 @@ START_FILES = (
 METRIC_IDENTITY = (
     "name",
     "architecture",
+    "model",
     "split",
     "data",
     "variant",

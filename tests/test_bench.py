@@ -8,10 +8,11 @@ import torch
 from nas_llm import cli
 from nas_llm.benchmarks.adapters import AdaptersBenchmark
 from nas_llm.benchmarks.distillation import DistillationBenchmark
+from nas_llm.benchmarks.figures import Figure, table
 from nas_llm.benchmarks.losses import Problem, plain, recomputed, recorded
 from nas_llm.benchmarks.programme import CASES, ProgrammeBenchmark, instance, measure
 from nas_llm.benchmarks.quantization import QuantizationBenchmark
-from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark, medians, table
+from nas_llm.benchmarks.sandwich import SandwichBenchmark, medians
 from nas_llm.benchmarks.sparsifying import WAYS
 from nas_llm.benchmarks.sparsity import SparsityBenchmark
 from nas_llm.benchmarks.steps import ARCHITECTURES, llama

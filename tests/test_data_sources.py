@@ -102,15 +102,20 @@ def test_a_hub_dataset_is_read_by_name_and_split(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load_dataset(name, subset, split):
-        asked.append((name, subset, split))
+    def load_dataset(name, subset, split, data_files=None):
+        asked.append((name, subset, split, data_files))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = open_source("owner/name:validation", "data.path", "small")
     assert [row["text"] for _, row in source.rows()] == [row["text"] for row in ROWS]
     assert source.digest() == open_source("owner/name", "data.path").digest()
-    assert asked == [("owner/name", "small", "validation"), ("owner/name", None, "train")]
+    open_source("owner/name:test", "data.path", hub_file="one.json.gz")
+    assert asked == [
+        ("owner/name", "small", "validation", None),
+        ("owner/name", None, "train", None),
+        ("owner/name", None, "test", {"test": "one.json.gz"}),
+    ]
 
 
 def test_fields_are_checked():

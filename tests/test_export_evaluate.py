@@ -224,3 +224,33 @@ def test_the_front_is_of_the_step_that_the_search_was_at(finished, tmp_path):  #
     for evaluation in front.evaluations[:2]:
         archive.append(replace(evaluation, step=7, objectives={"params": 1.0, "loss": 0.0}))
     assert FinishedRun(run_dir).front == front
+
+
+def test_evaluate_measures_a_text_under_every_network(finished, tmp_path, capsys):  # noqa: F811
+    file = tmp_path / "mine.txt"
+    file.write_text("the cat sat on the mat and looked at the moon . " * 8)
+    given = ["evaluate", f"run_dir={finished}", "objectives=[params]", "text_perplexity=file"]
+    given.append(f"text_perplexity.path={file}")
+    assert cli.run([*given, "text_perplexity.window=4096"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.endswith("set text_perplexity.window=64 text_perplexity.stride=64")
+    assert cli.run([*given, "text_perplexity.window=8", "text_perplexity.stride=4"]) == 0
+    assert re.search("network +token perplexity +word perplexity +bits per byte\nlargest ", capsys.readouterr().out)
+    metrics = read_json(finished / "results.json")["metrics"]
+    found = [m for m in metrics if m.get("data") == str(file) and m["variant"].startswith("window 8, stride 4")]
+    names = {"token_perplexity", "word_perplexity", "bits_per_byte"}
+    assert {m["name"] for m in found} == names
+    assert len(found) == len({(m["name"], m["architecture"]) for m in found}) > 2 * len(names)
+    assert all(m["unit"] and m["samples"] > 0 and m["words"] == 96 for m in found)
+
+
+def test_the_latency_of_sub_networks_is_measured_side_by_side(finished, tmp_path, capsys):  # noqa: F811
+    sizes = ["bench.sequence_length=8", "bench.measures=[prefill]", "bench.rounds=2", "bench.memory=false"]
+    given = [f"bench.run_dir={finished}", "bench.architectures=[largest,smallest]", *sizes]
+    assert cli.run(["bench", "latency", f"run_dir={tmp_path / 'run'}", *given]) == 0
+    space = FinishedRun(finished).space
+    metrics = read_json(tmp_path / "run" / "results.json")["metrics"]
+    assert [m["architecture"] for m in metrics] == [space.largest().id, space.smallest().id]
+    assert f"largest ({space.largest().id})" in capsys.readouterr().out
+    assert cli.run(["bench", "latency", f"run_dir={tmp_path / 'run'}", *given, "bench.architectures=[ffff]"]) == 2
+    assert "no such ids in the archive" in capsys.readouterr().err

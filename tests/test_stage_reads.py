@@ -14,7 +14,8 @@ import test_distill_stage
 from omegaconf import DictConfig, OmegaConf
 from test_train_stage import arguments, base  # noqa: F401  # a fixture
 
-from nas_llm.benchmarks.sandwich import Figure, SandwichBenchmark
+from nas_llm.benchmarks.figures import Figure
+from nas_llm.benchmarks.sandwich import SandwichBenchmark
 from nas_llm.config import config_dir
 from nas_llm.launch import checked, launch
 from nas_llm.overrides import RECORD

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nas_llm.benchmarks.sandwich import Figure
+from nas_llm.benchmarks.figures import Figure
+from nas_llm.benchmarks.settings import refuse_below_one
+from nas_llm.models.timing import threads
 from nas_llm.peft.adapters import NAME
 
 TIME_LIMIT = 1.8
@@ -37,23 +39,15 @@ class AdaptersBenchmark:
     sparsity: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "width", "tokens", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 1 or more")
+        refuse_below_one(self, but=["sparsity"])
         if self.rank > self.width:
             raise ValueError(f"bench.rank={self.rank}: allowed is at most bench.width={self.width}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"bench.threads={self.threads}: allowed is 1 or more, or null for one per core")
 
     def __call__(self, say: Callable[[str], None] = print) -> list[Figure]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
-        try:
+        with threads(self.threads):
             shape = f"{self.width} x {self.width}, {self.tokens} tokens, rank {self.rank}"
             say(f"{torch.get_num_threads()} threads, {shape}")
             return [self._figure()]
-        finally:
-            torch.set_num_threads(before)
 
     @property
     def flops_ratio(self) -> float:

@@ -7,19 +7,16 @@ processes, taken in turns. The plain way and those of this package are in ``loss
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-import nas_llm
+from nas_llm.benchmarks.figures import Figure
 from nas_llm.benchmarks.losses import DTYPES, WAYS
-from nas_llm.benchmarks.sandwich import Figure
+from nas_llm.benchmarks.processes import printed_by
+from nas_llm.benchmarks.settings import refuse_below_one
 
 MEMORY_LIMIT, TIME_LIMIT = 0.5, 1.15
 
@@ -42,11 +39,7 @@ class DistillationBenchmark:
     student_hidden: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "vocabulary", "batch_size", "sequence_length", "hidden", "student_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"bench.threads={self.threads}: allowed is 1 or more, or null for one per core")
+        refuse_below_one(self)
         if self.student_hidden > self.hidden:
             raise ValueError(
                 f"bench.student_hidden={self.student_hidden}: allowed are at most bench.hidden={self.hidden} columns"
@@ -84,7 +77,4 @@ class DistillationBenchmark:
     def _measure(self, way: str, dtype: str) -> dict[str, float]:
         tokens = self.batch_size * self.sequence_length
         numbers = (self._threads, self.vocabulary, tokens, self.hidden, self.student_hidden)
-        command = [sys.executable, "-m", "nas_llm.benchmarks.losses", way, dtype, *map(str, numbers)]
-        root = Path(nas_llm.__file__).parent.parent
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-        return json.loads(done.stdout.splitlines()[-1])
+        return printed_by("nas_llm.benchmarks.losses", way, dtype, *numbers)

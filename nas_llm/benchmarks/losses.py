@@ -13,18 +13,16 @@ before, the seconds and the loss.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas_llm.benchmarks.steps import peak_mib
+from nas_llm.benchmarks.processes import peak_mib, resident_mib
 from nas_llm.distillation import ForwardKL
 from nas_llm.distillation.chunked import OutputLayer, chunked_loss
 from nas_llm.lightning.output import chunk_tokens
@@ -107,13 +105,6 @@ def main(way: str, dtype: str, threads: int, vocabulary: int, tokens: int, hidde
     value.backward()
     seconds = time.perf_counter() - start
     print(json.dumps({"peak_mib": peak_mib(), "before_mib": before, "seconds": seconds, "loss": value.item()}))
-
-
-def resident_mib() -> float:
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20
-    return peak_mib()  # so far
 
 
 if __name__ == "__main__":

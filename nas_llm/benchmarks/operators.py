@@ -9,7 +9,6 @@ distils the pool within a limit, less what the interpreter held before there was
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,10 +21,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import nas_llm
-from nas_llm.benchmarks.sandwich import Figure, medians
-from nas_llm.benchmarks.steps import peak_mib, random_batch, resident_mib
+from nas_llm.benchmarks.figures import Figure
+from nas_llm.benchmarks.processes import peak_mib, printed_by, resident_mib
+from nas_llm.benchmarks.sandwich import medians
+from nas_llm.benchmarks.settings import refuse_below_one
+from nas_llm.benchmarks.steps import random_batch
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.timing import threads
 from nas_llm.operators import Place
 from nas_llm.operators.distilling import Distilling, Job, Splits, Student
 from nas_llm.operators.groups import groups_of
@@ -65,21 +67,13 @@ class OperatorsBenchmark:
     sequence_length: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "layers", "batch_size", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"bench.threads={self.threads}: allowed is 1 or more, or null for one per core")
+        refuse_below_one(self)
 
     def __call__(self, say: Callable[[str], None] = print) -> list[Figure]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
         tokens = f"{self.batch_size} x {self.sequence_length} tokens"
-        say(f"{torch.get_num_threads()} threads, {self.layers} layers, {tokens}, medians of {self.repeats} steps")
-        try:
+        with threads(self.threads):
+            say(f"{torch.get_num_threads()} threads, {self.layers} layers, {tokens}, medians of {self.repeats} steps")
             return [self.time(), *self.memory(torch.get_num_threads())]
-        finally:
-            torch.set_num_threads(before)
 
     def time(self) -> Figure:
         """A step of the engine over its parts, each alone."""
@@ -140,10 +134,7 @@ class OperatorsBenchmark:
 
     def _measure(self, threads: int, limit: float) -> dict[str, float]:
         numbers = (threads, self.layers, self.batch_size, self.sequence_length, limit)
-        command = [sys.executable, "-m", "nas_llm.benchmarks.operators", *map(str, numbers)]
-        root = Path(nas_llm.__file__).parent.parent
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-        return json.loads(done.stdout.splitlines()[-1])
+        return printed_by("nas_llm.benchmarks.operators", *numbers)
 
 
 @dataclass(frozen=True)

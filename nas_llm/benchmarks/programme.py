@@ -10,20 +10,18 @@ problem's), and the wall-clock seconds of all, of a process whose threads are fi
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import nas_llm
-from nas_llm.benchmarks.sandwich import Figure
+from nas_llm.benchmarks.figures import Figure
+from nas_llm.benchmarks.processes import printed_by
+from nas_llm.benchmarks.settings import refuse_below_one
 from nas_llm.operators.programme import Programme, Table, solve
 
 FIRST_LIMIT, LAST_LIMIT, SECONDS_LIMIT = 0.01, 0.06, 60.0
@@ -82,9 +80,7 @@ class ProgrammeBenchmark:
     time_limit_s: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "threads", "number", "sublayers", "time_limit_s"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 1 or more")
+        refuse_below_one(self)
 
     def __call__(self, say: Callable[[str], None] = print) -> list[Figure]:
         say(
@@ -113,12 +109,8 @@ class ProgrammeBenchmark:
 
     def _measure(self, case: str, ties: bool, seed: int) -> dict[str, float]:
         numbers = (seed, self.number, self.sublayers, self.time_limit_s)
-        command = [sys.executable, "-m", "nas_llm.benchmarks.programme", case, str(int(ties)), *map(str, numbers)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
-        root = Path(nas_llm.__file__).parent.parent
-        environment = {**os.environ, **threads}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=environment)
-        return json.loads(done.stdout.splitlines()[-1])
+        return printed_by("nas_llm.benchmarks.programme", case, int(ties), *numbers, environment=threads)
 
 
 def measure(programme: Programme, number: int, time_limit_s: float) -> dict[str, Any]:

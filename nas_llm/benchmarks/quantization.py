@@ -8,22 +8,19 @@ one, so do gate and up). Run as a program, it prints the figures of one process.
 from __future__ import annotations
 
 import json
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import nas_llm
-from nas_llm.benchmarks.sandwich import Figure
-from nas_llm.benchmarks.steps import peak_mib
+from nas_llm.benchmarks.figures import Figure
+from nas_llm.benchmarks.processes import peak_mib, printed_by, resident_mib
+from nas_llm.benchmarks.settings import refuse_below_one
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.gptq import GPTQ
 
@@ -51,11 +48,7 @@ class QuantizationBenchmark:
     group_size: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "layers", "hidden", "ffn", "records", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"bench.threads={self.threads}: allowed is 1 or more, or null for one per core")
+        refuse_below_one(self, but=["bits", "group_size"])
 
     def __call__(self, say: Callable[[str], None] = print) -> list[Figure]:
         say(
@@ -91,10 +84,7 @@ class QuantizationBenchmark:
     def _measure(self) -> dict[str, float]:
         sizes = [self._threads, self.layers, self.hidden, self.ffn, self.records, self.sequence_length]
         numbers = [*sizes, self.bits, self.group_size]
-        command = [sys.executable, "-m", "nas_llm.benchmarks.quantization", *map(str, numbers)]
-        root = Path(nas_llm.__file__).parent.parent
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-        return json.loads(done.stdout.splitlines()[-1])
+        return printed_by("nas_llm.benchmarks.quantization", *numbers)
 
 
 def main(
@@ -118,14 +108,6 @@ def main(
     GPTQ(bits, group_size)(supernet, batches)
     figures = {"before_mib": before, "peak_mib": peak_mib(), "seconds": time.perf_counter() - start}
     print(json.dumps({**figures, "model_mib": supernet.num_parameters(supernet.largest()) * 4 / 2**20}))
-
-
-def resident_mib() -> float:
-    """The resident set of this process now; where the system does not say, the largest one so far."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_mib()
-    return int(re.findall(r"VmRSS:\s+(\d+) kB", status.read_text())[0]) / 2**10
 
 
 if __name__ == "__main__":

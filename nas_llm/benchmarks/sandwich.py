@@ -8,43 +8,28 @@ does nothing else.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-import nas_llm
 from nas_llm.architecture import Architecture
+from nas_llm.benchmarks.figures import Figure
+from nas_llm.benchmarks.processes import printed_by
+from nas_llm.benchmarks.settings import refuse_below_one
 from nas_llm.benchmarks.steps import ARCHITECTURES, KINDS, llama, plain_step, random_batch, supernet_step
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.timing import threads
 from nas_llm.objectives import Loss, Objective, Params, directions, measure
 from nas_llm.search import Archive, run_search
 from nas_llm.search.nsga2 import NSGA2
 from nas_llm.search_space import SearchSpace
 
 TIME_LIMIT, MEMORY_LIMIT, FORWARD_LIMIT, SEARCH_LIMIT = 1.15, 1.25, 1.10, 0.03
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured ratio; ``limit`` is the largest allowed, ``details`` what it is made of."""
-
-    name: str
-    value: float
-    limit: float
-    details: str
-
-    @property
-    def holds(self) -> bool:
-        return self.value <= self.limit
 
 
 @dataclass(frozen=True)
@@ -63,21 +48,13 @@ class SandwichBenchmark:
     evaluations: int = 24
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "batch_size", "sequence_length", "evaluations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"bench.threads={self.threads}: allowed is 1 or more, or null for one per core")
+        refuse_below_one(self)
 
     def __call__(self, say: Callable[[str], None] = print) -> list[Figure]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads or before)
         tokens = f"{self.batch_size} x {self.sequence_length} tokens"
-        say(f"{torch.get_num_threads()} threads, {tokens}, medians of {self.repeats}")
-        try:
+        with threads(self.threads):
+            say(f"{torch.get_num_threads()} threads, {tokens}, medians of {self.repeats}")
             return [*self.step_times(), *self.peak_memory(), *self.forward_times(), self.search_time()]
-        finally:
-            torch.set_num_threads(before)
 
     def step_times(self) -> list[Figure]:
         """A sandwich step over a plain one, and over a step of the full network through this package's loss."""
@@ -101,7 +78,8 @@ class SandwichBenchmark:
 
     def peak_memory(self) -> list[Figure]:
         """Of processes that take three steps of one kind each."""
-        peaks = {kind: _peak_of(kind, self.batch_size, self.sequence_length, torch.get_num_threads()) for kind in KINDS}
+        numbers = (self.batch_size, self.sequence_length, torch.get_num_threads())
+        peaks = {kind: printed_by("nas_llm.benchmarks.steps", kind, *numbers) for kind in KINDS}
         return [
             Figure(
                 f"peak memory of a sandwich step / {name} step",
@@ -169,21 +147,3 @@ def medians(steps: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, 
             if turn:
                 found[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in found.items()}
-
-
-def table(figures: Sequence[Figure]) -> str:
-    """Figures and limits side by side."""
-    width = max(len(figure.name) for figure in figures)
-    head = f"{'figure':<{width}}  measured  limit"
-    rows = [
-        f"{f.name:<{width}}  {f.value:>8.3f}  {f.limit:>5.2f}  {'' if f.holds else 'OVER THE LIMIT; '}{f.details}"
-        for f in figures
-    ]
-    return "\n".join([head, *rows])
-
-
-def _peak_of(kind: str, *numbers: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "nas_llm.benchmarks.steps", kind, *map(str, numbers)]
-    root = Path(nas_llm.__file__).parent.parent
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    return json.loads(done.stdout.splitlines()[-1])

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nas_llm.benchmarks.losses import resident_mib
-from nas_llm.benchmarks.steps import llama, peak_mib, random_batch
+from nas_llm.benchmarks.processes import peak_mib, resident_mib
+from nas_llm.benchmarks.steps import llama, random_batch
 from nas_llm.models.block_walk import walk
 from nas_llm.models.supernet import Supernet
 from nas_llm.sparsity import Batches

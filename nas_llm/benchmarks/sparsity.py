@@ -8,18 +8,15 @@ Times are shown, and have no limit.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-import nas_llm
-from nas_llm.benchmarks.sandwich import Figure
+from nas_llm.benchmarks.figures import Figure
+from nas_llm.benchmarks.processes import printed_by
+from nas_llm.benchmarks.settings import refuse_below_one
 from nas_llm.benchmarks.sparsifying import WAYS
 from nas_llm.benchmarks.steps import ARCHITECTURES
 
@@ -41,11 +38,7 @@ class SparsityBenchmark:
     sequence_length: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "batches", "batch_size", "sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 1 or more")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"bench.threads={self.threads}: allowed is 1 or more, or null for one per core")
+        refuse_below_one(self)
 
     def __call__(self, say: Callable[[str], None] = print) -> list[Figure]:
         tokens = f"{self.batches} x {self.batch_size} x {self.sequence_length} tokens"
@@ -84,7 +77,4 @@ class SparsityBenchmark:
 
     def _measure(self, way: str) -> dict[str, float]:
         numbers = (self._threads, self.batches, self.batch_size, self.sequence_length)
-        command = [sys.executable, "-m", "nas_llm.benchmarks.sparsifying", way, *map(str, numbers)]
-        root = Path(nas_llm.__file__).parent.parent
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-        return json.loads(done.stdout.splitlines()[-1])
+        return printed_by("nas_llm.benchmarks.sparsifying", way, *numbers)

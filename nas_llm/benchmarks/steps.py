@@ -12,11 +12,8 @@ own for each kind, because the peak of a process never goes down.
 from __future__ import annotations
 
 import json
-import re
-import resource
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +21,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.benchmarks.processes import peak_mib
 from nas_llm.distillation import ForwardKL
 from nas_llm.lightning.gradients import existing, scale_and_clip
 from nas_llm.lightning.sandwich import sandwich_passes
@@ -117,21 +115,6 @@ def main(kind: str, batch_size: int, sequence_length: int, threads: int) -> None
     for _ in range(_MEMORY_STEPS):
         step()
     print(json.dumps({"peak_mib": peak_mib(), "interpreter_mib": before}))
-
-
-def resident_mib() -> float:
-    """The resident set that this process has now; its peak where the system does not say."""
-    status = Path("/proc/self/status")
-    return int(re.findall(r"VmRSS:\s+(\d+) kB", status.read_text())[0]) / 2**10 if status.exists() else peak_mib()
-
-
-def peak_mib() -> float:
-    """The largest resident set that this process has had."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's ru_maxrss may be that of the process that started this one
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":

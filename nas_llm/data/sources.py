@@ -56,8 +56,10 @@ class Source:
                 yield f"{self.key}: {file}, {place}", row
 
 
-def open_source(path: str, key: str, subset: str | None = None) -> Source:
+def open_source(path: str, key: str, subset: str | None = None, hub_file: str | None = None) -> Source:
     """A local file, a folder, or a hub dataset: `owner/name` or `owner/name:split` (split `train` where none is given).
+
+    Of a hub dataset `hub_file` is read alone, where it is named: nothing else is fetched.
 
     Raises ValueError if it is none of these, or if a folder or file has no supported suffix.
     """
@@ -76,7 +78,7 @@ def open_source(path: str, key: str, subset: str | None = None) -> Source:
     if local.is_file():
         _reader(local)
         return Source(key, path, (local,))
-    return Source(key, path, hub=_load_from_hub(path, key, subset))
+    return Source(key, path, hub=_load_from_hub(path, key, subset, hub_file))
 
 
 def text_field(row: Row, field: str, where: str, *, mend: str, optional: bool = False) -> str:
@@ -96,20 +98,23 @@ def text_field(row: Row, field: str, where: str, *, mend: str, optional: bool = 
     return value
 
 
-def _load_from_hub(path: str, key: str, subset: str | None) -> Any:
+def _load_from_hub(path: str, key: str, subset: str | None, hub_file: str | None) -> Any:
     looked = f"{key}={path}: no such file or folder (looked for {Path(path).expanduser().absolute()})"
     name, _, split = path.partition(":")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix.lower() in SUFFIXES:
         raise ValueError(f"{looked}; set {key} to an existing one or to the name of a hub dataset")
     from datasets import load_dataset
 
+    split = split or "train"
+    files = {} if hub_file is None else {"data_files": {split: hub_file}}
     try:
-        return load_dataset(name, subset, split=split or "train")
+        return load_dataset(name, subset, split=split, **files)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{looked}, and the hub gave no dataset {name!r} ({reason}); set {key} to an existing path, or to a hub "
-            f"dataset that is reachable or cached (its configuration: data.subset, its split: {key}={name}:SPLIT)"
+            f"dataset that is reachable or cached (its configuration: {key.rpartition('.')[0]}.subset, its split: "
+            f"{key}={name}:SPLIT)"
         ) from error
 
 

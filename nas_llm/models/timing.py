@@ -1,18 +1,20 @@
-"""Timing one forward pass of a causal language model: CUDA events on a GPU, a monotonic clock on a CPU.
+"""Timing passes of a causal language model: CUDA events on a GPU, a monotonic clock on a CPU.
 
 Prefill is one pass over (batch, sequence) tokens without a cache; decode is one pass over (batch, 1) tokens after a
-key/value cache of ``sequence``, of which every pass gets its own copy, made outside of the time.
+key/value cache of ``sequence``, of which every pass gets its own copy, made outside of the time. A generation is the
+prefill of (batch, sequence) tokens and every decode after it, greedily.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -33,6 +35,23 @@ class Time:
 
 
 @dataclass(frozen=True)
+class Timings:
+    """Milliseconds of each repeat, in the order of the runs."""
+
+    milliseconds: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        return float(np.median(self.milliseconds))
+
+    @property
+    def spread_ms(self) -> float:
+        """Interquartile range."""
+        low, high = np.percentile(self.milliseconds, [25, 75])
+        return float(high - low)
+
+
+@dataclass(frozen=True)
 class Pass:
     """A forward pass that can be repeated: ``run(prepare())``."""
 
@@ -47,6 +66,21 @@ class Pass:
         held = cache if cache is not None else model(input_ids=tokens, use_cache=True).past_key_values
         last = tokens[:, -1:]
         return cls(lambda: copy.deepcopy(held), lambda own: model(input_ids=last, past_key_values=own, use_cache=True))
+
+    @classmethod
+    def generating(cls, model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Pass:
+        """``new_tokens`` after a ``prompt`` (batch, sequence), every time as many, for nothing ends a sequence; ``run``
+        gives them, (batch, new_tokens)."""
+
+        def run(cache: Any) -> Tensor:
+            written = [prompt]
+            for _ in range(new_tokens):
+                out = model(input_ids=written[-1], past_key_values=cache, use_cache=True)
+                written.append(out.logits[:, -1:].argmax(-1))
+                cache = out.past_key_values
+            return torch.cat(written[1:], dim=1)
+
+        return cls(lambda: None, run)
 
     def time(self, device: torch.device) -> Time:
         argument = self.prepare()
@@ -65,6 +99,27 @@ class Pass:
         return Time(1000 * wall, 1000 * (time.process_time() - busy))
 
 
+def interleaved(
+    passes: Sequence[Pass],
+    device: torch.device,
+    *,
+    warmup: int,
+    rounds: int,
+    rng: np.random.Generator | None = None,
+) -> list[list[Time]]:
+    """The times of each pass, (passes, rounds): one of every pass in a round, so that what slows a machine for a while
+    falls on all alike. ``rng`` draws the order in a round; None keeps that of ``passes``. ``warmup`` rounds before are
+    not timed."""
+    for _ in range(warmup):
+        for forward in passes:
+            forward.run(forward.prepare())
+    times: list[list[Time]] = [[] for _ in passes]
+    for _ in range(rounds):
+        for index in range(len(passes)) if rng is None else rng.permutation(len(passes)):
+            times[index].append(passes[index].time(device))
+    return times
+
+
 def tokens_to_time(model: PreTrainedModel, batch_size: int, sequence_length: int) -> Tensor:
     """(batch, sequence) token ids on the model's device: 0, 1, 2, ..."""
     shape = (batch_size, sequence_length)
@@ -80,6 +135,16 @@ def refuse_too_long(model: PreTrainedModel, sequence_length: int, phase: Phase, 
             f"{setting}.sequence_length={sequence_length} ({phase}) needs {needed} positions, the model has "
             f"{positions}: set {setting}.sequence_length={positions - extra} or less"
         )
+
+
+def refuse_absent(device: str | None, setting: str) -> None:
+    """Raises ValueError for what torch knows no device by, and for a GPU that is not there; ``setting`` names it."""
+    try:
+        kind = None if device is None else torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"{setting}={device} is no device: set it to cpu, cuda or null") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{setting}={device}: there is no CUDA device here; set it to cpu or null")
 
 
 @contextmanager

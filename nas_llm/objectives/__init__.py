@@ -1,7 +1,7 @@
 """What a search compares: each objective is one number of one sub-network, to be minimised or maximised."""
 
 from nas_llm.objectives.generated_accuracy import GeneratedAccuracy
-from nas_llm.objectives.latency import Latency, Timings
+from nas_llm.objectives.latency import Latency
 from nas_llm.objectives.loss import Loss, mean_token_loss
 from nas_llm.objectives.macs import Macs
 from nas_llm.objectives.nonzero_params import NonzeroParams
@@ -27,7 +27,6 @@ __all__ = [
     "Params",
     "Perplexity",
     "TaskAccuracy",
-    "Timings",
     "TokenAccuracy",
     "WeightBytes",
     "directions",

@@ -8,31 +8,23 @@ network. CUDA events on a GPU, a monotonic clock on a CPU, with as many threads 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from nas_llm.architecture import Architecture
 from nas_llm.models.supernet import Supernet
-from nas_llm.models.timing import PHASES, Pass, Phase, refuse_too_long, threads, tokens_to_time
+from nas_llm.models.timing import (
+    PHASES,
+    Pass,
+    Phase,
+    Timings,
+    interleaved,
+    refuse_absent,
+    refuse_too_long,
+    threads,
+    tokens_to_time,
+)
 from nas_llm.objectives.protocol import Direction
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Milliseconds of each repeat, in the order of the runs."""
-
-    milliseconds: tuple[float, ...]
-
-    @property
-    def median_ms(self) -> float:
-        return float(np.median(self.milliseconds))
-
-    @property
-    def spread_ms(self) -> float:
-        """Interquartile range."""
-        low, high = np.percentile(self.milliseconds, [25, 75])
-        return float(high - low)
 
 
 @dataclass(frozen=True)
@@ -75,10 +67,7 @@ class Latency:
             raise ValueError(f"objectives.latency.threads={self.threads}: it must be at least 1, or null")
         if self.mode not in PHASES:
             raise ValueError(f"objectives.latency.mode={self.mode}: it must be prefill or decode")
-        if self.device is not None and _type_of(self.device) == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"objectives.latency.device={self.device}: there is no CUDA device here; set it to cpu or null"
-            )
+        refuse_absent(self.device, "objectives.latency.device")
 
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
         small = supernet.extract(architecture)
@@ -96,13 +85,5 @@ class Latency:
         model = model.to(device).eval()  # type: ignore[arg-type]
         forward = Pass.of(model, tokens_to_time(model, self.batch_size, self.sequence_length), self.mode)
         with threads(self.threads):
-            for _ in range(self.warmup):
-                forward.run(forward.prepare())
-            return Timings(tuple(forward.time(device).wall_ms for _ in range(self.repeats)))
-
-
-def _type_of(device: str) -> str:
-    try:
-        return torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"objectives.latency.device={device} is no device: set it to cpu, cuda or null") from error
+            (times,) = interleaved([forward], device, warmup=self.warmup, rounds=self.repeats)
+        return Timings(tuple(time.wall_ms for time in times))

@@ -1,11 +1,11 @@
 """Perplexity: the exponential of the mean token cross-entropy."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nas_llm.architecture import Architecture
+from nas_llm.evaluation.text_perplexity import exponential
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import Loss
 from nas_llm.objectives.protocol import Batch, Direction, Objective
@@ -32,10 +32,3 @@ class Perplexity:
         """From the loss, where that was measured on the same batches."""
         same = (value for other, value in measured.items() if isinstance(other, Loss) and other.batches is self.batches)
         return next((exponential(loss) for loss in same), None)
-
-
-def exponential(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -33,7 +33,16 @@ from nas_llm.models.operator_assembly import Make, assemble
 from nas_llm.models.operator_modules import build_sublayer, sublayer_path
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
-from nas_llm.models.timing import PHASES, Pass, Phase, refuse_too_long, threads, tokens_to_time
+from nas_llm.models.timing import (
+    PHASES,
+    Pass,
+    Phase,
+    interleaved,
+    refuse_absent,
+    refuse_too_long,
+    threads,
+    tokens_to_time,
+)
 from nas_llm.operator_network import (
     SUBLAYERS,
     BlockOperators,
@@ -46,7 +55,7 @@ from nas_llm.operator_network import (
 )
 from nas_llm.operators import Place
 from nas_llm.operators.costs import projections
-from nas_llm.operators.latency_table import CLOCKS, Conditions, LatencyTable, Milliseconds, key_of, teacher_keys
+from nas_llm.operators.latency_table import Conditions, LatencyTable, Milliseconds, key_of, teacher_keys
 
 Say = Callable[[str], None]
 FIXED = "fixed"
@@ -87,10 +96,7 @@ class LatencyMeasurement:
                 raise ValueError(f"latency.{key}={value}: it must be at least {low}")
         if self.phase not in PHASES:
             raise ValueError(f"latency.phase={self.phase}: allowed are {', '.join(PHASES)}")
-        if self.device is not None and self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(
-                f"latency.device={self.device}: there is no CUDA device here; set latency.device=cpu or null"
-            )
+        refuse_absent(self.device, "latency.device")
 
     def conditions(self, supernet: Supernet) -> Conditions:
         """What a table measured here and now holds for."""
@@ -140,15 +146,9 @@ class LatencyMeasurement:
 
     def timed(self, passes: Sequence[Pass], device: torch.device, rng: np.random.Generator) -> np.ndarray:
         """Milliseconds (clock, rounds, passes): on the wall, and of this process; every round in its own order."""
-        for _ in range(self.warmup):
-            for forward in passes:
-                forward.run(forward.prepare())
-        times = np.zeros((len(CLOCKS), self.rounds, len(passes)))
-        for turn in range(self.rounds):
-            for index in rng.permutation(len(passes)):
-                time = passes[index].time(device)
-                times[:, turn, index] = time.wall_ms, time.process_ms
-        return times
+        times = interleaved(passes, device, warmup=self.warmup, rounds=self.rounds, rng=rng)
+        clocks = [[[time.wall_ms, time.process_ms] for time in of_pass] for of_pass in times]
+        return np.array(clocks).transpose(2, 1, 0)
 
     def whole_pass(self, model: PreTrainedModel) -> Pass:
         """The forward pass of a whole model."""

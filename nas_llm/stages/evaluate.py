@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nas_llm.run_directory import RESULTS_FILE, add_metrics, recorded_fingerprin
 from nas_llm.stages.data import recorded_data
 from nas_llm.stages.harness_files import FOLDER, refuse_other_results, write_results
 from nas_llm.stages.subjects import Subject, Subjects, chosen_subjects
+from nas_llm.stages.text_perplexity import measure_text
 
 READS = (
     "model.attn_implementation",
@@ -31,6 +33,7 @@ READS = (
     "trainer.accelerator",
     "trainer.enable_progress_bar",
     "evaluate",
+    "text_perplexity",
     "architecture",
     "max_params",
     "max_latency_ms",
@@ -45,6 +48,7 @@ OVERRIDES = {
     "harness.task_path=FOLDER": "of task files of one's own; harness.limit=N: so many documents of each task",
     "evaluate.model_path=DIR": "instead: a saved model, or one of the hub; run_dir need hold no run then",
     "objectives=[generated_accuracy] evaluate.texts=true": "write down what each network generated, in run_dir/texts",
+    "text_perplexity=file text_perplexity.path=FILE": "also the perplexity of a text; or wikitext2, wikitext103, c4",
     "data.batch_size=N": "records of a batch",
     "trainer.accelerator=cpu": "where; auto: on a GPU if there is one",
 }
@@ -69,8 +73,11 @@ def _main(cfg: DictConfig) -> None:
         _refuse_documents_of_the_search(cfg, subjects, harness.loaded, "harness.offset={}")
         if not cfg.evaluate.replace:
             refuse_other_results(run_dir, subjects, harness)
+    texts = _text_perplexity(cfg, run_dir, subjects)
     if cfg.objectives:
         _measure_objectives(cfg, run_dir, subjects)
+    if texts:
+        print(f"\n{_aligned(texts)}")
     if harness is not None:
         _ask_tasks(run_dir, subjects, harness, replace=cfg.evaluate.replace, progress=bars)
 
@@ -116,6 +123,14 @@ def _measure_objectives(cfg: DictConfig, run_dir: Path, subjects: Subjects) -> N
     for of_objective in parts.values():
         print(f"\n{_table_of_parts(of_objective)}")
     print(f"\n{numbers.counted(samples, 'record')} of the split {SPLIT}; written to {run_dir / RESULTS_FILE}")
+
+
+def _text_perplexity(cfg: DictConfig, run_dir: Path, subjects: Subjects) -> list[list[str]]:
+    """The rows of a table; none where no text was asked for."""
+    if not cfg.text_perplexity:
+        return []
+    networks = [(each.shown, each.where, partial(subjects.activated, each)) for each in subjects.members]
+    return measure_text(cfg.text_perplexity, subjects.tokenizer, run_dir, networks)
 
 
 def _ask_tasks(run_dir: Path, subjects: Subjects, harness: Harness, *, replace: bool, progress: bool) -> None:

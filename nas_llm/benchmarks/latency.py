@@ -1,0 +1,399 @@
+"""How fast models run, and what they take: prefill, decode with a cache, and throughput, side by side.
+
+- ``prefill``: one pass over (batch_size, sequence_length) tokens, in ms (paper 1, table 1: 2 x 512);
+- ``decode``: one token for each of batch_size sequences, after a cache of sequence_length, in ms per token;
+- ``throughput``: prompt_tokens in, new_tokens out for generation_batch_size sequences, in generated tokens per second.
+
+Every round times each model once, in another order each time, so that a busy moment falls on all alike. Shown are the
+median, the interquartile range, and the median over rounds of the ratio to the first model. Peak memory is on a GPU
+what tensors of this model take (its weights too), on a CPU the largest resident set of a process that loads the model
+and does this once, less what the interpreter and its libraries hold.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from nas_llm.benchmarks.energy import EnergyCounter, energy_counter
+from nas_llm.benchmarks.processes import peak_mib, resident_mib
+from nas_llm.benchmarks.settings import refuse_below_one
+from nas_llm.lightning.quiet import quiet
+from nas_llm.models.loading import ADAPTER, from_pretrained, resolve, save_pretrained
+from nas_llm.models.timing import Pass, Timings, interleaved, refuse_absent, threads, tokens_to_time
+
+Measure = Literal["prefill", "decode", "throughput"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Extract = Callable[[str, Sequence[str]], Mapping[str, tuple[str, PreTrainedModel]]]
+UNITS: Mapping[Measure, str] = {"prefill": "ms", "decode": "ms/token", "throughput": "tokens/s"}
+NAMES: Mapping[Measure, str] = {"prefill": "prefill_latency", "decode": "decode_latency", "throughput": "throughput"}
+MEBI = 2**20
+SMALLEST = "microworld_llama"  # of the embedded models
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is timed: ``new_tokens`` after ``prompt`` tokens of each of ``batch`` sequences."""
+
+    measure: Measure
+    batch: int
+    prompt: int
+    new_tokens: int = 0
+
+    @property
+    def positions(self) -> int:
+        """That the model reads; the last new token is not read again."""
+        return self.prompt + {"prefill": 0, "decode": 1, "throughput": self.new_tokens - 1}[self.measure]
+
+    @property
+    def tokens(self) -> int:
+        """That one pass reads (prefill) or writes."""
+        return self.batch * {"prefill": self.prompt, "decode": 1, "throughput": self.new_tokens}[self.measure]
+
+    @property
+    def text(self) -> str:
+        out = f" in, {self.new_tokens} out" if self.measure == "throughput" else ""
+        return f"{self.measure}, {self.batch} x {self.prompt}{out}"
+
+    def on(self, model: PreTrainedModel) -> Pass:
+        tokens = tokens_to_time(model, self.batch, self.prompt)
+        if self.measure == "throughput":
+            return Pass.generating(model, tokens, self.new_tokens)
+        return Pass.of(model, tokens, self.measure)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on the device: the name it is shown by, what tells it from others in the results, and where a process of
+    its own loads it from (None: it cannot). ``weights_mib`` is what its tensors take on a GPU."""
+
+    name: str
+    identity: Mapping[str, str]
+    model: PreTrainedModel = field(repr=False)
+    path: str | None
+    weights_mib: float = 0.0
+
+
+@dataclass(frozen=True)
+class LatencyRow:
+    """One model at one workload; ``value`` and ``spread`` in the measure's unit, ``ratio`` to the first model's."""
+
+    workload: Workload
+    subject: str
+    identity: Mapping[str, str]
+    conditions: Mapping[str, Any]
+    value: float
+    spread: float
+    ratio: float
+    rounds: int
+    peak_mib: float | None
+    joules_per_token: float | None
+
+    def cells(self) -> Mapping[str, str]:
+        return {
+            "measure": self.workload.text,
+            "model": self.subject,
+            "median": _digits(self.value),
+            "IQR": _digits(self.spread),
+            "unit": UNITS[self.workload.measure],
+            "ratio": f"{self.ratio:.3f}",
+            "peak MiB": "-" if self.peak_mib is None else f"{self.peak_mib:.1f}",
+            "J/token": "-" if self.joules_per_token is None else f"{self.joules_per_token:.4f}",
+        }
+
+    def metrics(self) -> list[dict[str, Any]]:
+        measure = self.workload.measure
+        size = {"batch_size": self.workload.batch, "prompt_tokens": self.workload.prompt}
+        size |= {"new_tokens": self.workload.new_tokens} if measure == "throughput" else {}
+        of = {**self.identity, **size, **self.conditions}
+        of["variant"] = ", ".join([self.workload.text, *map(str, self.conditions.values())])
+        timed = {"samples": self.rounds, "spread": self.spread, "ratio": self.ratio}
+        found = [{"name": NAMES[measure], "value": self.value, "unit": UNITS[measure], **timed, **of}]
+        if self.peak_mib is not None:
+            found.append({"name": f"{measure}_peak_memory", "value": self.peak_mib, "unit": "MiB", "samples": 1, **of})
+        if self.joules_per_token is not None:
+            energy = {"name": f"{measure}_energy", "value": self.joules_per_token, "unit": "J/token", "samples": 1}
+            found.append({**energy, **of})
+        return found
+
+
+@dataclass(frozen=True)
+class LatencyBenchmark:
+    """Models, or sub-networks of a run, side by side; the first one is what ratios are to.
+
+    Args:
+        paths: directories, hub names or embedded models.
+        run_dir: of a run whose sub-networks are measured behind them, extracted.
+        architectures: which of them: ids of its archive, or largest, smallest, middle.
+        measures: of prefill, decode, throughput.
+        batch_size: sequences of prefill and decode.
+        sequence_length: tokens of a prefill, and of the cache before a decode.
+        generation_batch_size: sequences of throughput.
+        prompt_tokens: in.
+        new_tokens: out.
+        warmup: rounds of prefill and decode that are not counted; of throughput one, where there is any.
+        rounds: of prefill and decode.
+        generation_rounds: of throughput.
+        dtype: of the weights; None is that of the file.
+        device: as torch names it; None is a GPU where there is one.
+        threads: of a CPU; None leaves the process's.
+        memory: whether peak memory is measured, on a CPU in a process for each figure.
+        energy_s: seconds for which a pass is repeated to count its energy, where that can be; 0 leaves it out.
+        seed: of the order in a round.
+        extract: gives the sub-networks of a run by name, each with its id.
+
+    Raises:
+        ValueError: a field out of range, or a device that is not there.
+    """
+
+    paths: Sequence[str] = ()
+    run_dir: str | None = None
+    architectures: Sequence[str] = ()
+    measures: Sequence[Measure] = get_args(Measure)
+    batch_size: int = 2
+    sequence_length: int = 512
+    generation_batch_size: int = 32
+    prompt_tokens: int = 16
+    new_tokens: int = 512
+    warmup: int = 2
+    rounds: int = 20
+    generation_rounds: int = 3
+    dtype: Dtype | None = None
+    device: str | None = None
+    threads: int | None = None
+    memory: bool = True
+    energy_s: float = 2.0
+    seed: int = 0
+    extract: Extract | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, but=["warmup", "energy_s", "seed", "memory"])
+        for name in ("warmup", "energy_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 0 or more")
+        if not self.measures or len(set(self.measures)) < len(self.measures):
+            raise ValueError(
+                f"bench.measures={list(self.measures)}: name some of {', '.join(get_args(Measure))}, each once"
+            )
+        if self.architectures and self.run_dir is None:
+            raise ValueError(
+                f"bench.architectures={list(self.architectures)} cannot take effect without the run that they are of: "
+                "add bench.run_dir=DIR"
+            )
+        if self.run_dir is not None and not self.architectures:
+            raise ValueError(
+                f"bench.run_dir={self.run_dir}: which of its sub-networks? add bench.architectures=[largest,smallest]"
+            )
+        refuse_absent(self.device, "bench.device")
+
+    def __call__(self, say: Callable[[str], None] = print) -> list[LatencyRow]:
+        if not self.paths and not self.architectures:
+            raise ValueError(
+                "bench.paths=[]: there is nothing to measure; name models, bench.paths=[DIR,...], or sub-networks of a "
+                "run, bench.run_dir=DIR bench.architectures=[largest,smallest]"
+            )
+        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        counter = energy_counter(device) if self.energy_s else "energy is left out (bench.energy_s=0)"
+        with torch.inference_mode(), threads(self.threads), self._subjects(device, say) as subjects:
+            self._refuse_long(subjects)
+            say(f"{_place(device)}, medians of {self.rounds} rounds, of throughput {self.generation_rounds}")
+            if isinstance(counter, str):
+                say(counter)
+            if len(kinds := {str(subject.model.dtype).removeprefix("torch.") for subject in subjects}) > 1:
+                say(
+                    f"the models differ in precision ({', '.join(sorted(kinds))}); bench.dtype=float32 makes them alike"
+                )
+            rng = np.random.default_rng(self.seed)
+            return [
+                row
+                for workload in self.workloads
+                for row in self._rows(workload, subjects, device, rng, None if isinstance(counter, str) else counter)
+            ]
+
+    @property
+    def workloads(self) -> list[Workload]:
+        every = {
+            "prefill": Workload("prefill", self.batch_size, self.sequence_length),
+            "decode": Workload("decode", self.batch_size, self.sequence_length),
+            "throughput": Workload("throughput", self.generation_batch_size, self.prompt_tokens, self.new_tokens),
+        }
+        return [every[measure] for measure in self.measures]
+
+    def _rows(
+        self,
+        workload: Workload,
+        subjects: Sequence[Subject],
+        device: torch.device,
+        rng: np.random.Generator,
+        counter: EnergyCounter | None,
+    ) -> Iterator[LatencyRow]:
+        generates = workload.measure == "throughput"
+        warmup, rounds = (min(self.warmup, 1), self.generation_rounds) if generates else (self.warmup, self.rounds)
+        passes = [workload.on(subject.model) for subject in subjects]
+        times = interleaved(passes, device, warmup=warmup, rounds=rounds, rng=rng)
+        values = np.array([[time.wall_ms for time in of_pass] for of_pass in times])  # (models, rounds)
+        if generates:
+            values = 1000 * workload.tokens / values
+        ratios = np.median(values / values[:1], axis=1)
+        for subject, forward, own, ratio in zip(subjects, passes, values, ratios, strict=True):
+            timings = Timings(tuple(own))
+            yield LatencyRow(
+                workload=workload,
+                subject=subject.name,
+                identity=subject.identity,
+                conditions=_conditions(subject.model, device),
+                value=timings.median_ms,
+                spread=timings.spread_ms,
+                ratio=float(ratio),
+                rounds=rounds,
+                peak_mib=self._peak_mib(workload, subject, device) if self.memory else None,
+                joules_per_token=None
+                if counter is None
+                else counter.joules_per_token(forward, workload.tokens, device, self.energy_s),
+            )
+
+    def _peak_mib(self, workload: Workload, subject: Subject, device: torch.device) -> float | None:
+        if device.type == "cuda":
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            forward = workload.on(subject.model)
+            forward.run(forward.prepare())
+            torch.cuda.synchronize(device)
+            return (torch.cuda.max_memory_allocated(device) - before) / MEBI + subject.weights_mib
+        if subject.path is None:
+            return None
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # the libraries load once for all figures
+        dtype = str(subject.model.dtype).removeprefix("torch.")
+        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as process:
+            return process.submit(_held_mib, subject.path, dtype, torch.get_num_threads(), workload).result()
+
+    @contextmanager
+    def _subjects(self, device: torch.device, say: Callable[[str], None]) -> Iterator[list[Subject]]:
+        """The models, where they are timed; sub-networks are written down for the processes that measure memory."""
+        names = _names(self.paths)
+        subjects = []
+        for path in self.paths:
+            resolved = resolve(path)
+            local = str(Path(resolved).absolute()) if Path(resolved).is_dir() else resolved
+            subjects.append(_subject(names[path], {"model": path}, load(path, self.dtype), local, device))
+        with tempfile.TemporaryDirectory() as folder:
+            if self.run_dir is not None:
+                assert self.extract is not None
+                for name, (id, model) in self.extract(self.run_dir, self.architectures).items():
+                    model = model.to(getattr(torch, self.dtype)) if self.dtype is not None else model
+                    place: str | None = f"{folder}/{id}" if self.memory and device.type == "cpu" else None
+                    if place is not None:
+                        place = _saved(model, place, say)
+                    shown = id if name == id else f"{name} ({id})"
+                    subjects.append(_subject(shown, {"architecture": id}, model, place, device))
+            yield subjects
+
+    def _refuse_long(self, subjects: Sequence[Subject]) -> None:
+        """One line for all that is too long, for the model that has the fewest positions."""
+        known = {
+            subject.name: positions
+            for subject in subjects
+            if (positions := getattr(subject.model.config, "max_position_embeddings", None)) is not None
+        }
+        if not known:
+            return
+        name = min(known, key=known.__getitem__)
+        long = [workload for workload in self.workloads if workload.positions > known[name]]
+        if not long:
+            return
+        mend = {}
+        for workload in long:
+            if workload.measure == "throughput":
+                room = known[name] - self.prompt_tokens + 1
+                mend["new_tokens"] = max(room, 1)
+                if room < 1:
+                    mend["prompt_tokens"] = known[name]
+            else:
+                mend["sequence_length"] = known[name] - int("decode" in self.measures)
+        needed = ", ".join(f"{workload.text}, needs {workload.positions}" for workload in long)
+        raise ValueError(
+            f"{name} has {known[name]} positions; {needed}: add "
+            + " ".join(f"bench.{key}={value}" for key, value in mend.items())
+        )
+
+
+def load(path: str, dtype: str | None) -> PreTrainedModel:
+    """A model in evaluation mode.
+
+    Raises:
+        ValueError: there is none, or adapters lie beside its weights, which would be left out.
+    """
+    if (Path(resolve(path)) / ADAPTER).is_dir():
+        raise ValueError(
+            f"bench.paths={path} has low-rank adapters beside its weights, which would be left out: export it with "
+            "export.adapters=merged"
+        )
+    try:
+        return from_pretrained(path, dtype=dtype).eval()
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.path=", "bench.paths=", 1)) from error
+
+
+def _subject(
+    name: str, identity: Mapping[str, str], model: PreTrainedModel, path: str | None, device: torch.device
+) -> Subject:
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    model.to(device).eval()  # type: ignore[arg-type]
+    after = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    return Subject(name, identity, model, path, (after - before) / MEBI)
+
+
+def _saved(model: PreTrainedModel, place: str, say: Callable[[str], None]) -> str | None:
+    try:
+        save_pretrained(model, place)
+    except ValueError as error:
+        say(f"peak memory is not measured: {error}")
+        return None
+    return place
+
+
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    """The last part of each path, or the whole one where several end alike."""
+    last = [Path(path).name for path in paths]
+    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+
+
+def _conditions(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
+    dtype = str(model.dtype).removeprefix("torch.")
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), "dtype": dtype}
+    return {"device": device.type, "dtype": dtype, "threads": torch.get_num_threads()}
+
+
+def _place(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def _digits(number: float) -> str:
+    return f"{number:.3f}" if number < 100 else f"{number:.1f}"
+
+
+@torch.inference_mode()
+def _held_mib(path: str, dtype: str, count: int, workload: Workload) -> float:
+    """What this process holds at most for a model and a pass, above what the libraries do once they have run one."""
+    torch.set_num_threads(count)
+    with quiet():
+        for warm in (True, False):
+            before = resident_mib()
+            model = load(SMALLEST if warm else path, dtype)
+            forward = Workload("prefill", 1, 8).on(model) if warm else workload.on(model)
+            forward.run(forward.prepare())
+    return peak_mib() - before
