@@ -11,17 +11,32 @@ from pathlib import Path
 import pytest
 
 from nas_llm import cli
+from nas_llm.launch import checked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-COMMANDS = [
-    shlex.split(line.partition("  #")[0])
-    for language, block in BLOCKS
-    if language == "bash"
-    for line in block.splitlines()
-    if line.startswith(("nas-llm", "make"))
-]
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of every command in the text's blocks."""
+    return [
+        shlex.split(line.partition("  #")[0])
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+        if line.startswith(("nas-llm", "make"))
+    ]
+
+
+SECTIONS = {part.partition("\n")[0]: commands_of(part) for part in README.split("\n## ")}
+COMMANDS = [command for commands in SECTIONS.values() for command in commands]
+CHECKED = [*SECTIONS["Low-rank adapters, sparse and quantised bases"], *SECTIONS["Measuring"]]
+
+
+@pytest.mark.parametrize("command", CHECKED, ids=" ".join)
+def test_a_command_fits_the_configuration(command):
+    given = [f"{command[1]}={command[2]}", *command[3:]] if command[1] in ("bench", "reproduce") else command[2:]
+    checked([f"stage={command[1]}", *given])
 
 
 def test_the_python_example_runs(tmp_path):
@@ -66,9 +81,7 @@ def test_the_commands_run_on_a_real_model(shared_data, tmp_path, monkeypatch):
     small = ["data.sequence_length=128", "data.max_records=60", "data.batch_size=4", "data.cache_dir=cache"]
     small += ["data.calibration_size=4", "search_space.steps=3", "search.population=6", "trainer.accelerator=cpu"]
     ran = []
-    for command in [
-        command for command in COMMANDS if command[0] == "nas-llm" and "runs/operators" not in str(command)
-    ]:
+    for command in SECTIONS["On your own model"]:
         given = command[3:] if command[1] == "analyse" else command[2:]
         overrides = [f"{key}={real[key]}" if (key := item.partition("=")[0]) in real else item for item in given]
         if command[1] in ("train", "analyse"):
@@ -98,7 +111,7 @@ def test_the_commands_of_operators_run_on_a_real_model(shared_data, tmp_path, mo
         "train": [*small, "trainer.max_steps=2"],
     }
     ran = []
-    for command in [command for command in COMMANDS if "runs/operators" in str(command)]:
+    for command in SECTIONS["Networks of distilled operators"]:
         given = [item.replace("path-or-hub-name", str(model)).replace("corpus.txt", str(text)) for item in command[2:]]
         if command[1] == "train":
             (network,) = (tmp_path / "runs" / "operators" / "networks").iterdir()
