@@ -57,7 +57,6 @@ START_FILES = (
 METRIC_IDENTITY = (
     "name",
     "architecture",
-    "model",
     "split",
     "data",
     "variant",

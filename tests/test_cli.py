@@ -144,7 +144,7 @@ def test_the_help_of_each_stage_shows_overrides_that_it_reads(stage: str, capsys
     for override, meaning in overrides_of(stage):
         assert f" {override} {meaning}" in shown
         given = [part for part in override.split() if not part.startswith("ckpt_path")]
-        choice = tuple(part for part in given if part.startswith(("search=", "analysis=", "objectives=")))
+        choice = tuple(part for part in given if part.startswith(("search=", "analysis=", "objectives=", "bench=")))
         together.setdefault(choice, {}).update(dict.fromkeys(given))
     needed = {"pretrain": "experiment=microworld_llama", "bench": "bench=sandwich", "analyse": "analysis=importance"}
     values = {"DIR": "x", "PATH": "x", "N": "1", "X": "0.1", "ID": "largest"}

@@ -286,7 +286,7 @@ class LatencyBenchmark:
         for path in self.paths:
             resolved = resolve(path)
             local = str(Path(resolved).absolute()) if Path(resolved).is_dir() else resolved
-            subjects.append(_subject(names[path], {"model": path}, load(path, self.dtype), local, device))
+            subjects.append(_subject(names[path], {"model": names[path]}, load(path, self.dtype), local, device))
         with tempfile.TemporaryDirectory() as folder:
             if self.run_dir is not None:
                 assert self.extract is not None
@@ -364,9 +364,9 @@ def _saved(model: PreTrainedModel, place: str, say: Callable[[str], None]) -> st
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:
-    """The last part of each path, or the whole one where several end alike."""
-    last = [Path(path).name for path in paths]
-    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+    """A directory's own name, a hub name with -- for its slash; the whole path where several would be alike."""
+    short = [Path(path).resolve().name if Path(path).is_dir() else path.replace("/", "--") for path in paths]
+    return {path: name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)}
 
 
 def _conditions(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:

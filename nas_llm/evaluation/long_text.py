@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nas_llm.data.cache import adds_bos, encode
-from nas_llm.data.sources import open_source, text_field
+from nas_llm.data.sources import Source, open_source, text_field
 from nas_llm.data.text import END_OF_TEXT, split_text
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class TextSource:
         Raises:
             ValueError: data that cannot be read, no text in it, or ``bos=true`` where the tokenizer has none.
         """
-        documents = list(islice(self._documents(_marks(tokenizer)), self.max_documents))
+        source = open_source(self.path, f"{KEY}.path", self.subset, self.hub_file)
+        documents = list(islice(self._documents(source, _marks(tokenizer)), self.max_documents))
         texts = documents if self.join is None else [self.join.join(documents)]
         texts = [text for text in texts if text.strip()]
         if not texts:
@@ -88,15 +89,15 @@ class TextSource:
         spelt = [_prose(text) for text in texts] if self.wikitext else texts
         ids = encode(tokenizer, spelt)
         return LongText(
-            name=self.path if self.subset is None else f"{self.path} ({self.subset})",
+            name=f"{self.path} ({self.subset})" if source.hub is not None and self.subset is not None else self.path,
             sequences=tuple(np.concatenate([begin, row]).astype(np.int32) for row in ids),
             words=sum(len(text.strip().split(" ") if self.wikitext else text.split()) for text in texts),
             bytes=sum(len(text.encode()) for text in texts),
         )
 
-    def _documents(self, marks: tuple[str, ...]) -> Iterator[str]:
+    def _documents(self, source: Source, marks: tuple[str, ...]) -> Iterator[str]:
         mend = f"set {KEY}.field to the field that holds the text"
-        for where, row in open_source(self.path, f"{KEY}.path", self.subset, self.hub_file).rows():
+        for where, row in source.rows():
             if not isinstance(row, str):
                 text = text_field(row, self.field, where, mend=mend)
                 yield BLANK if self.wikitext and not text.strip() else text

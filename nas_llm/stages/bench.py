@@ -23,9 +23,9 @@ OVERRIDES = {
     "bench.threads=N": "of PyTorch; null: one per core",
     "bench.batch_size=N": "records of a step",
     "bench.sequence_length=N": "tokens of a record",
-    "bench=latency bench.paths=[DIR,...]": "of models: directories, hub names or embedded models",
-    "bench=latency bench.run_dir=RUN bench.architectures=[largest,ID]": "and of sub-networks of a run",
-    "bench=latency bench.device=cuda bench.dtype=bfloat16": "where, and in which precision",
+    "bench=latency bench.paths=[DIR]": "of models: directories, hub names, embedded ones; ratios are to the first",
+    "bench=latency bench.run_dir=DIR bench.architectures=[largest,ID]": "and of sub-networks of a run",
+    "bench=latency bench.device=cpu bench.dtype=bfloat16": "where (null: a GPU if there is one), in which precision",
 }
 
 
