@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nas_llm.models.supernet import Supernet
-from nas_llm.objectives import Objective, measure
+from nas_llm.objectives import Objective, Sampled, measure
 from nas_llm.run_directory import refuse_mismatch
 from nas_llm.search import Search, SearchOutcome, search_run_directory
 from nas_llm.search.directory import Log
@@ -74,6 +74,7 @@ class SupernetSearch:
             full=supernet.largest(),
             split=SPLIT,
             samples=samples,
+            own_samples={o.name: o.samples for o in self.objectives if isinstance(o, Sampled)},
             untrained=None if self.untrained is None else lambda: self._baseline(supernet),
             step=step,
             progress=self.progress,

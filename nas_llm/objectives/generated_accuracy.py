@@ -99,6 +99,11 @@ class GeneratedAccuracy:
                 log.info("%s: %d validation questions left out, they are test questions too", task, left_out)
         return kept
 
+    @property
+    def samples(self) -> int:
+        """Questions of the split, over all tasks."""
+        return sum(map(len, self.asked.values()))
+
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
         return self._whole(self._answers(supernet, architecture)).value
 

@@ -61,6 +61,15 @@ class Detailed(Protocol):
         """The value for the sub-network (``whole.value``) and all that it is made of."""
 
 
+@runtime_checkable
+class Sampled(Protocol):
+    """An objective on samples of its own, which are no records of the data's split."""
+
+    @property
+    def samples(self) -> int:
+        """How many."""
+
+
 def measure(
     objectives: Sequence[Objective],
     supernet: Supernet,

@@ -100,6 +100,11 @@ class TaskAccuracy:
                 )
         return self._load(self.test_limit, behind)
 
+    @property
+    def samples(self) -> int:
+        """Documents of the split, over all tasks."""
+        return sum(map(len, self.loaded.documents.values()))
+
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
         return self._whole(self._right(supernet, architecture)).value
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from nas_llm.architecture import Architecture
@@ -56,6 +57,7 @@ def search_run_directory(
     full: Architecture,
     split: str,
     samples: int,
+    own_samples: Mapping[str, int] = MappingProxyType({}),
     untrained: Callable[[], Evaluate] | None = None,
     step: int = 0,
     progress: bool = True,
@@ -71,6 +73,7 @@ def search_run_directory(
         full: the whole network, measured beside the search.
         split: the data behind the values.
         samples: number of records of it.
+        own_samples: of objectives that are measured on others, by their names.
         untrained: makes the baseline's `evaluate`, on the network as it was before sorting and training; None leaves
             it out, and so do objectives that all are costs.
         step: optimizer step of the super-network.
@@ -105,7 +108,7 @@ def search_run_directory(
         )
     outcome = SearchOutcome(front, result, tuple(baseline), curve, heuristic)
     if ranks.rank == 0:
-        _write(Path(run_dir), search, outcome, units, split, samples, step)
+        _write(Path(run_dir), search, outcome, units, split, samples, own_samples, step)
     return outcome
 
 
@@ -142,6 +145,7 @@ def _write(
     units: Mapping[str, str],
     split: str,
     samples: int,
+    own_samples: Mapping[str, int],
     step: int,
 ) -> None:
     result, full = outcome.result, outcome.front.full
@@ -168,8 +172,8 @@ def _write(
         written[HYPERVOLUME] = _hypervolume(run_dir, search, outcome.curve, outcome.heuristic, written)
     write_json(run_dir / SEARCH_FILE, written)
     data = {"split": split, "samples": samples}
-    metrics = _metrics([full, *outcome.front.evaluations], units, data)
-    metrics += _metrics(outcome.truncation, units, {**data, "variant": TRUNCATION})
+    metrics = _metrics([full, *outcome.front.evaluations], units, data, own_samples)
+    metrics += _metrics(outcome.truncation, units, {**data, "variant": TRUNCATION}, own_samples)
     if math.isfinite(result.search_overhead):
         overhead = {"name": "search_overhead", "value": result.search_overhead, "unit": "1"}
         metrics.append({**overhead, "samples": len(result.evaluations)})
@@ -198,12 +202,15 @@ def _hypervolume(
 
 
 def _metrics(
-    evaluations: Iterable[Evaluation], units: Mapping[str, str], data: Mapping[str, Any]
+    evaluations: Iterable[Evaluation],
+    units: Mapping[str, str],
+    data: Mapping[str, Any],
+    own_samples: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """One metric per value; only values that were measured on data say on which."""
     return [
         {"name": name, "value": value, "unit": units[name], "architecture": evaluation.id, "step": evaluation.step}
-        | ({} if name in COSTS else dict(data))
+        | ({} if name in COSTS else {**data, "samples": own_samples.get(name, data["samples"])})
         for evaluation in evaluations
         for name, value in evaluation.objectives.items()
         if name in units

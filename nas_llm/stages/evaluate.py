@@ -17,7 +17,7 @@ from nas_llm.config import build
 from nas_llm.evaluation.harness import Harness, TaskMetric
 from nas_llm.evaluation.harness_tasks import LoadedTasks
 from nas_llm.lightning.quiet import quiet
-from nas_llm.objectives import Detailed, Details, GeneratedAccuracy, Objective, TaskAccuracy, measure
+from nas_llm.objectives import Accuracy, Detailed, Details, GeneratedAccuracy, Objective, Sampled, TaskAccuracy, measure
 from nas_llm.reporting import numbers
 from nas_llm.run_directory import RESULTS_FILE, add_metrics, recorded_fingerprints, write_text
 from nas_llm.stages.data import recorded_data
@@ -98,6 +98,7 @@ def _measure_objectives(cfg: DictConfig, run_dir: Path, subjects: Subjects) -> N
         for node in cfg.objectives.values()
     ]
     _refuse_questions_of_the_search(objectives, run_dir)
+    _refuse_other_items(cfg)
     for objective in objectives:
         if isinstance(objective, TaskAccuracy):
             _refuse_documents_of_the_search(cfg, subjects, objective.loaded, f"{TASK_ACCURACY}.limit={{}}")
@@ -153,8 +154,9 @@ def _metrics(
 ) -> list[dict[str, Any]]:
     units = {"params": "parameters"} | {objective.name: objective.unit for objective in objectives}
     where = {**subject.where, "split": SPLIT}
+    own = {objective.name: objective.samples for objective in objectives if isinstance(objective, Sampled)}
     metrics: list[dict[str, Any]] = [
-        {"name": name, "value": value, "unit": units[name], **where, "samples": samples}
+        {"name": name, "value": value, "unit": units[name], **where, "samples": own.get(name, samples)}
         for name, value in values.items()
         if name not in details
     ]
@@ -184,6 +186,22 @@ def _refuse_questions_of_the_search(objectives: Sequence[Objective], run_dir: Pa
         searched = {key: settings[key] for key in ("validation_path", "validation_limit", "tasks")}
         if objective.test_path is None or objective.test_path != settings["test_path"]:
             objective.refuse_shared(replace(objective, **searched, test_path=None, split="validation"))
+
+
+def _refuse_other_items(cfg: DictConfig) -> None:
+    """The items that chose the networks are the search's; `Accuracy` keeps them out of those that measure.
+
+    Raises:
+        ValueError: others are named.
+    """
+    key = f"objectives.{Accuracy.name}"
+    settings, asked = recorded_fingerprints(cfg.run_dir).get(key), cfg.objectives.get(Accuracy.name)
+    if settings is None or asked is None or cfg.evaluate.model_path is not None or asked.sets == settings["sets"]:
+        return
+    raise ValueError(
+        f"{key}.sets cannot take effect: they are what the search has chosen by, and were others; what evaluate "
+        f"measures on is {key}.test_sets, as {key}.test_sets.seed=3"
+    )
 
 
 def _refuse_documents_of_the_search(cfg: DictConfig, subjects: Subjects, asked: LoadedTasks, mend: str) -> None:
