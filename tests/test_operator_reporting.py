@@ -35,6 +35,7 @@ def write_run(folder: Path, *, trained: bool = True) -> None:
             losses = [3.0 + rng.random(), 2.0 + rng.random()][: 1 + trained]
             lines.append(
                 {"id": network.id, **network.to_dict(), "budget": {"latency": budget}, "of": "body"}
+                | {"pool": "paper" if budget == 0.5 else "skip_only"}
                 | {"objective": number * 0.1}
                 | {"gap": 0.0, "status": "optimal", "costs": {"latency": budget}, "losses": losses}
                 | {"winner": number == 0, "path": None}
@@ -46,6 +47,7 @@ def write_run(folder: Path, *, trained: bool = True) -> None:
             **teacher.to_dict(),
             "budget": {},
             "of": "body",
+            "pool": "",
             "objective": None,
             "gap": None,
             "status": "teacher",
@@ -83,6 +85,7 @@ def test_files_are_read_as_written(tmp_path):
     assert "local" not in rows[-1].values
     networks = read_networks(tmp_path)
     assert networks[0].asked == "latency 0.5"
+    assert networks[4].asked == "latency 0.8, pool skip_only"
     assert networks[0].network.id == networks[0].id
 
 

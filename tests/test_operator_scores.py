@@ -12,6 +12,7 @@ from test_families import build
 from torch.nn import functional as F
 
 from nas_llm.distillation import ForwardKL, Labels
+from nas_llm.json_lines import append_line
 from nas_llm.models.operator_assembly import assemble, sparse_weights
 from nas_llm.models.operator_modules import build_sublayer
 from nas_llm.objectives.loss import mean_token_loss
@@ -80,7 +81,7 @@ def networks(supernet) -> list[OperatorNetwork]:
     return [OperatorNetwork.of({(0, "mlp"): Ffn(width), (1, "attention"): Identity()}, 4) for width in (8, 16, 32, 64)]
 
 
-def select(supernet, folder, evaluated, halving=None, loss=None):
+def select(supernet, folder, evaluated, halving=None, loss=None, of=None):
     halving = halving or SuccessiveHalving(steps=3)
 
     def evaluate(model):
@@ -88,7 +89,7 @@ def select(supernet, folder, evaluated, halving=None, loss=None):
         return mean_token_loss(model, batches(1, seed=9))
 
     return halving(
-        networks(supernet),
+        of or networks(supernet),
         make=partial(assemble, supernet),
         teacher=supernet,
         loss=loss or ForwardKL(),
@@ -125,6 +126,26 @@ def test_a_selection_goes_on_where_it_was_killed(tmp_path):
     assert [r.network for r in select(supernet, folder, evaluated)] == [r.network for r in whole]
     assert len(evaluated) == 4 + 2 + 1
     assert all(json.loads(line) for line in (folder / RECORD).read_text().splitlines())
+
+
+def test_what_went_further_in_an_earlier_search_is_compared_after_as_much_training(tmp_path):
+    supernet = build("llama")
+    alone, used = tmp_path / "alone", tmp_path / "used"
+    expected = select(supernet, alone, [])
+    worst = select(supernet, used, [])[-1]
+    for number in (2, 3):
+        append_line(used / RECORD, {"id": worst.network.id, "round": number, "loss": 0.0})
+    assert select(supernet, used, []) == expected
+    # a shorter search asks for the weights of a round that the longer one went beyond
+    pair = [expected[0].network, expected[-1].network]
+    evaluated: list[int] = []
+    ranked = select(supernet, used, evaluated, of=pair)
+    assert not evaluated
+    assert [r.rounds for r in ranked] == [2, 1]
+    assert [r.losses for r in ranked] == [r.losses for r in select(supernet, tmp_path / "pair", [], of=pair)]
+    model = assemble(supernet, ranked[0].network)
+    SuccessiveHalving().restore(model, used, ranked[0].network, ranked[0].rounds)
+    assert mean_token_loss(model, batches(1, seed=9)) == pytest.approx(ranked[0].loss, rel=1e-6)
 
 
 def test_training_lowers_the_loss_and_keeps_promised_zeros(tmp_path):

@@ -86,6 +86,25 @@ def test_another_budget_is_solved_from_what_is_known(copied, capsys):
     assert "params 0.75" in capsys.readouterr().out
 
 
+def test_another_pool_has_rows_of_its_own_and_what_is_listed_no_longer_is_named(copied, capsys):
+    before = [row for row in read_networks(copied) if row.budget]
+    given = [f"run_dir={copied}", "budget.params=0.9", "select.steps=0", "pool=skip_only"]
+    assert nas("search", *given) == 0
+    rows = [row for row in read_networks(copied) if row.budget]
+    assert rows[: len(before)] == before
+    of_pool = rows[len(before) :]
+    assert of_pool
+    assert {row.asked for row in of_pool} == {"params 0.9, pool skip_only"}
+    assert {o.name for row in of_pool for b in row.network.blocks for o in (b.attention, b.mlp)} <= {
+        "teacher",
+        "identity",
+    }
+    assert "pool skip_only" in capsys.readouterr().out
+    shutil.copytree(copied / next(row.path for row in rows if row.winner), copied / "networks" / "old")
+    assert nas("search", *given) == 0
+    assert "also holds old" in capsys.readouterr().out
+
+
 def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys):
     given = [f"run_dir={copied}", "budget.params=null", "budget.latency=0.7", "select.steps=0", "search.number=1"]
     assert nas("search", *given) == 0

@@ -78,7 +78,7 @@ def test_every_solution_of_a_small_programme_is_the_optimum_of_brute_force(seed,
     if len(found) < 12:
         assert brute_force(programme, [one.choice for one in found], 3) is None
         assert "proven" in found.shortfall
-        assert found.shortfall.startswith(f"{len(found)} of 12 solutions: overlap=0.6 admits no more")
+        assert found.shortfall.startswith(f"{len(found)} of 12 solutions: search.overlap=0.6 admits no more")
     else:
         assert found.shortfall == ""
 
@@ -126,7 +126,10 @@ def test_the_time_limit_ends_the_sequence_between_two_solutions(monkeypatch):
     monkeypatch.setattr("nas_llm.operators.diverse.time.perf_counter", lambda: float(next(clock)))
     found = solve(random_programme(0), number=12, rng=rng(), time_limit_s=6)
     assert 0 < len(found) < 12
-    assert found.shortfall == f"{len(found)} of 12 solutions: time_limit_s=6 ran out, whether there are more is open"
+    assert (
+        found.shortfall
+        == f"{len(found)} of 12 solutions: search.time_limit_s=6 ran out, whether there are more is open"
+    )
 
 
 @pytest.mark.parametrize("ties", [False, True])

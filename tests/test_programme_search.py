@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 
 import numpy as np
@@ -96,6 +97,9 @@ def test_an_evolution_finds_what_sums_of_scores_hide(tables):
         ({"score": "accuracy"}, "search.score"),
         ({"number": 0}, "search.number"),
         ({"overlap": 1.1}, "search.overlap"),
+        ({"overlap": 1.0}, "search.overlap=1.0: allowed"),
+        ({"gap": 2.0}, "search.gap=2.0: allowed"),
+        ({"time_limit_s": 0.0}, "search.time_limit_s=0.0: allowed"),
         ({"solver": "gurobi"}, "search.solver"),
         ({"refine": -1}, "search.refine"),
     ],
@@ -103,3 +107,16 @@ def test_an_evolution_finds_what_sums_of_scores_hide(tables):
 def test_impossible_settings_are_refused(settings, key):
     with pytest.raises(ValueError, match=key):
         ProgrammeSearch(**settings)
+
+
+def test_cbc_that_is_not_installed_is_refused_before_anything_is_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pulp", None)
+    with pytest.raises(ValueError, match=r"search\.solver=cbc needs PuLP.* or search\.solver=milp"):
+        ProgrammeSearch(solver="cbc")
+
+
+def test_no_network_within_the_time_names_the_time(tables):
+    operators, scores, costs = tables
+    bounds = limits({"memory": 0.7}, costs, "body")
+    with pytest.raises(ValueError, match=r"search\.time_limit_s=1e-09: no network"):
+        ProgrammeSearch(time_limit_s=1e-9)(operators, scores, costs, bounds, LAYERS, lambda network: 0.0)

@@ -224,6 +224,10 @@ class _Calibration:
     def mask(self, number: int) -> Tensor:
         return self.batches[number]["attention_mask"].to(self.supernet.model.device)
 
+    def reads(self, number: int) -> Tensor | None:
+        """What the block in work reads of a batch; None: what the embeddings give."""
+        return self.states[number] if self.index else None
+
     def advance(self) -> None:
         """To the next block: what this one reads is replaced, batch by batch, by what it writes."""
         for number in range(len(self.batches)):
@@ -234,7 +238,7 @@ class _Calibration:
     def run(self, number: int) -> Tensor:
         """What the block in work writes for a batch, in evaluation mode; beside it embeddings and the last norm run."""
         model = self.supernet.model
-        state = self.states[number] if self.index else None  # None: what the embeddings give
+        state = self.reads(number)
         tokens = self.batches[number]["input_ids"].to(model.device)
         written: list[Tensor] = []
 

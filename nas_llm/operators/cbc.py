@@ -38,7 +38,9 @@ class Cbc:
         return within_limits(self._solve, problem, gap, time_limit_s)
 
     def _solve(self, problem: Problem, gap: float, time_limit_s: float) -> Minimum:
-        pulp = _pulp()
+        refuse_without_cbc()
+        import pulp
+
         present = np.flatnonzero(problem.allowed)
         model, variables = _model(problem, present)
         limit = max(time_limit_s, 1.0)  # CBC takes less as no limit at all
@@ -60,16 +62,16 @@ class Cbc:
         return Minimum(choice, bound, "feasible", "cbc")
 
 
-def _pulp() -> pulp:  # type: ignore[valid-type]
+def refuse_without_cbc() -> None:
+    """Raises ValueError where PuLP or its CBC is not installed."""
     try:
         import pulp
     except ImportError as error:
         raise ValueError(
-            "solver=cbc needs PuLP, which is not installed: pip install 'pulp<4', or solver=milp"
+            "search.solver=cbc needs PuLP, which is not installed: pip install 'pulp<4', or search.solver=milp"
         ) from error
     if not pulp.PULP_CBC_CMD(msg=False).available():
-        raise ValueError("solver=cbc: this PuLP came without CBC: pip install pulp[cbc], or solver=milp")
-    return pulp
+        raise ValueError("search.solver=cbc: this PuLP came without CBC: pip install pulp[cbc], or search.solver=milp")
 
 
 def _model(problem: Problem, present: np.ndarray) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:

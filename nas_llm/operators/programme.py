@@ -160,7 +160,8 @@ def solve(
         tell: called with the number of solutions found so far.
 
     Raises:
-        ValueError: a number out of its range, or budgets that no choice keeps: says the smallest that can be reached.
+        ValueError: a number out of its range, budgets that no choice keeps (says the smallest that can be reached), or
+            the time ran out before the first solution.
     """
     if number < 1:
         raise ValueError(f"number={number}: allowed is 1 or more")
@@ -181,11 +182,16 @@ def solve(
     if sequence.end == "infeasible" and not sequence.found:
         raise ValueError(_together(programme, problem, solver, time_limit_s))
     count = len(sequence.found)
+    if count == 0:
+        raise ValueError(
+            f"search.time_limit_s={time_limit_s:g}: no network was found in that time, whether there is one within the "
+            "budgets is open: allow more, as search.time_limit_s=60"
+        )
     shortfall = {
         "complete": "",
-        "infeasible": f"{count} of {number} solutions: overlap={overlap} admits no more under these budgets (proven: "
+        "infeasible": f"{count} of {number} solutions: search.overlap={overlap} admits no more under these budgets (proven: "
         f"no other choice shares at most {shared} of {sublayers} sublayers with each of them); a larger overlap may",
-        "time": f"{count} of {number} solutions: time_limit_s={time_limit_s:g} ran out, whether there are more is open",
+        "time": f"{count} of {number} solutions: search.time_limit_s={time_limit_s:g} ran out, whether there are more is open",
     }[sequence.end]
     return Solutions(tuple(_solution(found, gap) for found in sequence.found), shortfall)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from nas_llm.operator_network import Operator, OperatorNetwork, Teacher
 from nas_llm.operators import Place
-from nas_llm.operators.cbc import Cbc
+from nas_llm.operators.cbc import Cbc, refuse_without_cbc
 from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.milp import Milp
 from nas_llm.operators.problem import relative_gap
@@ -42,7 +42,7 @@ class ProgrammeSearch:
         seed: of the search for further solutions and of the evolution.
 
     Raises:
-        ValueError: a field out of range.
+        ValueError: a field out of range, or ``cbc`` is not installed.
     """
 
     score: Score = "global_mse"
@@ -59,10 +59,20 @@ class ProgrammeSearch:
             raise ValueError(f"search.score={self.score}: allowed are {', '.join(get_args(Score))}")
         if self.number < 1:
             raise ValueError(f"search.number={self.number}: allowed is 1 or more networks, as search.number=16")
-        if not 0 <= self.overlap <= 1:
-            raise ValueError(f"search.overlap={self.overlap}: allowed is a part between 0 and 1, as search.overlap=0.7")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(
+                f"search.overlap={self.overlap}: allowed is a part from 0 to below 1, as search.overlap=0.7"
+            )
+        if not 0 <= self.gap < 1:
+            raise ValueError(f"search.gap={self.gap}: allowed is from 0 to below 1; search.gap=0.01 is one per cent")
+        if not self.time_limit_s > 0:
+            raise ValueError(
+                f"search.time_limit_s={self.time_limit_s}: allowed is more than 0, as search.time_limit_s=60"
+            )
         if self.solver not in ("milp", "cbc"):
             raise ValueError(f"search.solver={self.solver}: allowed are milp, cbc")
+        if self.solver == "cbc":
+            refuse_without_cbc()
         if self.refine < 0:
             raise ValueError(f"search.refine={self.refine}: allowed is 0 or more evaluations, as search.refine=64")
 

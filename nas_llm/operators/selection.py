@@ -34,7 +34,8 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Ranked:
-    """A network and its loss on held-out batches before training and after every round it was in, nats per token."""
+    """A network and its loss on held-out batches before training and after every round that it was in in this search,
+    nats per token."""
 
     network: OperatorNetwork
     losses: tuple[float, ...]
@@ -105,38 +106,62 @@ class SuccessiveHalving:
             loss: as :mod:`nas_llm.distillation`'s; tokens only that are labelled.
             batches: of a round (its number, from 0): ``steps`` of them, the same for every network.
             evaluate: nats per token on held-out batches.
-            folder: where weights wait, and what is known is recorded, line by line, so that it goes on from there.
+            folder: where weights wait, and what is known is recorded, line by line, so that it goes on from there. In
+                the end it holds the weights of the first one returned.
             progress: (networks trained, of all).
         """
         record = _Record(folder / RECORD)
-        ranked = []
-        for network in networks:
-            known = record.losses(network)
-            ranked.append(Ranked(network, known or (record.add(network, 0, evaluate(make(network))),)))
-        left = sorted(ranked, key=_untrained)
-        done, of = 0, sum(self.plan(len(networks)))
-        gone: list[Ranked] = []
-        for number, count in enumerate(self.plan(len(networks))):
+        known = {network: record.losses(network) for network in networks}
+        left = [
+            Ranked(network, known[network][:1] or (record.add(network, 0, evaluate(make(network))),))
+            for network in networks
+        ]
+        left.sort(key=_loss_of)
+        plan = self.plan(len(networks))
+        done, gone = 0, list[Ranked]()
+        for number, count in enumerate(plan):
             left, dropped = left[:count], left[count:]
             gone = dropped + gone
             for place, candidate in enumerate(left):
-                if candidate.rounds <= number:
-                    model = make(candidate.network)
-                    if number:
-                        self.restore(model, folder, candidate.network, number)
-                    self._train(model, teacher, loss, batches(number))
-                    _keep(model, weights_file(folder, candidate.network, number + 1))
-                    after = record.add(candidate.network, number + 1, evaluate(model))
-                    left[place] = replace(candidate, losses=(*candidate.losses, after))
-                    weights_file(folder, candidate.network, number).unlink(missing_ok=True)
+                network = candidate.network
+                # what an earlier search made of a network in later rounds is left out: others were not trained so far
+                after = known[network][number + 1 : number + 2]
+                if not after:
+                    model = self._trained(network, number + 1, make, teacher, loss, batches, folder)
+                    after = (record.add(network, number + 1, evaluate(model)),)
+                    weights_file(folder, network, number).unlink(missing_ok=True)
+                left[place] = replace(candidate, losses=candidate.losses + after)
                 done += 1
-                progress(done, of)
-            left.sort(key=_last)
+                progress(done, sum(plan))
+            left.sort(key=_loss_of)
+        if plan and not weights_file(folder, left[0].network, len(plan)).is_file():
+            self._trained(left[0].network, len(plan), make, teacher, loss, batches, folder)
         return left + gone
 
     def restore(self, model: PreTrainedModel, folder: Path, network: OperatorNetwork, rounds: int) -> None:
-        """Gives a model the weights that the network's last round, the ``rounds``-th, left in ``folder``."""
+        """Gives a model the weights that ``rounds`` of training left in ``folder``; those of the best network of the
+        last search lie there."""
         model.load_state_dict(load_file(weights_file(folder, network, rounds)), strict=False)
+
+    def _trained(
+        self,
+        network: OperatorNetwork,
+        rounds: int,
+        make: Callable[[OperatorNetwork], PreTrainedModel],
+        teacher: Supernet | None,
+        loss: LogitLoss,
+        batches: Callable[[int], Iterable[Batch]],
+        folder: Path,
+    ) -> PreTrainedModel:
+        """A network behind so many rounds, from the last of them whose weights are kept; its own are kept then."""
+        model = make(network)
+        begun = max((r for r in range(1, rounds) if weights_file(folder, network, r).is_file()), default=0)
+        if begun:
+            self.restore(model, folder, network, begun)
+        for number in range(begun, rounds):
+            self._train(model, teacher, loss, batches(number))
+        _keep(model, weights_file(folder, network, rounds))
+        return model
 
     def _train(
         self, model: PreTrainedModel, teacher: Supernet | None, loss: LogitLoss, batches: Iterable[Batch]
@@ -209,9 +234,5 @@ def _keep(model: PreTrainedModel, file: Path) -> None:
         save_file(held, path)
 
 
-def _untrained(ranked: Ranked) -> float:
-    return ranked.losses[0]
-
-
-def _last(ranked: Ranked) -> float:
+def _loss_of(ranked: Ranked) -> float:
     return ranked.loss

@@ -7,6 +7,7 @@ what was not measured is empty. A line of ``networks.jsonl`` is a network that a
     id, blocks             what it is (``OperatorNetwork``)
     budget                 {cost: as it was asked for}; empty for the teacher
     of                     "body" or "whole": what the budget is a limit of
+    pool                   that its operators are of: an option of the group pool, or "own-<hash>"; empty for the teacher
     objective, gap, status of the programme's solution
     costs                  {cost: part of the teacher's body}
     losses                 nats per token: untrained, and after every round of training
@@ -27,6 +28,7 @@ from nas_llm.operator_network import OperatorNetwork
 OPERATORS_CSV, NETWORKS_FILE = "operators.csv", "networks.jsonl"
 SCORES = ("local", "global_mse", "loss_change")
 COSTS = ("params", "memory", "kv_cache", "macs", "latency")
+PAPER = "paper"  # the pool of the paper
 COLUMNS = ("layer", "sublayer", "operator", *SCORES, *COSTS)
 
 
@@ -60,12 +62,15 @@ class NetworkRow:
     losses: tuple[float, ...]
     winner: bool
     path: str | None
+    pool: str = PAPER
 
     @property
     def asked(self) -> str:
-        """The budget in words: "latency 0.6", "params 0.5 of the whole"."""
+        """The budget in words: "latency 0.6", "params 0.5 of the whole", "macs 0.8, pool skip_only"; the paper's pool
+        goes without saying."""
         limits = ", ".join(f"{name} {limit:g}" for name, limit in self.budget.items())
-        return limits + (" of the whole" if self.of == "whole" else "")
+        pool = f", pool {self.pool}" if self.pool not in ("", PAPER) else ""
+        return limits + (" of the whole" if self.of == "whole" else "") + pool
 
 
 def read_operators(run_dir: Path) -> list[OperatorRow]:
@@ -106,6 +111,7 @@ def read_networks(run_dir: Path) -> list[NetworkRow]:
                     tuple(record["losses"]),
                     record["winner"],
                     record["path"],
+                    record.get("pool", PAPER),
                 )
             )
         except (KeyError, TypeError, ValueError) as error:

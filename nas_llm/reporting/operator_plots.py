@@ -8,6 +8,7 @@ Drawn from ``operators.csv`` and ``networks.jsonl`` alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -225,10 +226,13 @@ def _budgets(rows: Sequence[NetworkRow]) -> Figure | None:
     axes.scatter(
         [row.costs[name] for row in others], [row.losses[0] for row in others], s=14, color="#b3b3b3", label="untrained"
     )
-    ordered = sorted(winners, key=lambda row: row.costs[name])
-    xs = [row.costs[name] for row in ordered]
-    axes.plot(xs, [row.losses[-1] for row in ordered], "o-", color="#0072B2", label="chosen, trained", markersize=6)
-    axes.plot(xs, [row.losses[0] for row in ordered], "o:", color="#E69F00", label="chosen, untrained", markersize=4)
+    pools = list(dict.fromkeys(row.pool for row in winners))
+    for pool, marker in zip(pools, cycle("osD^vP"), strict=False):
+        ordered = sorted((row for row in winners if row.pool == pool), key=lambda row: row.costs[name])
+        xs, said = [row.costs[name] for row in ordered], f", pool {pool}" if len(pools) > 1 else ""
+        trained, untrained = [row.losses[-1] for row in ordered], [row.losses[0] for row in ordered]
+        axes.plot(xs, trained, f"{marker}-", color="#0072B2", label=f"chosen, trained{said}", markersize=6)
+        axes.plot(xs, untrained, f"{marker}:", color="#E69F00", label=f"chosen, untrained{said}", markersize=4)
     if teacher is not None:
         axes.plot([1.0], [teacher.losses[-1]], "*", color="#1a1a1a", markersize=13, label="teacher")
     axes.set_xlabel(f"{name} of the blocks [part of the teacher's]")

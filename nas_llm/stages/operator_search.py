@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nas_llm.config import build
+from nas_llm.config import build, config_dir
 from nas_llm.lightning.supernet_search import validation_batches
 from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.supernet import Supernet
@@ -40,7 +40,7 @@ from nas_llm.operators.score_file import FILE as SCORES_FILE
 from nas_llm.operators.score_file import ScoreFile
 from nas_llm.operators.selection import Ranked, SuccessiveHalving
 from nas_llm.reporting import write_report
-from nas_llm.reporting.operator_files import COLUMNS, NETWORKS_FILE, OPERATORS_CSV
+from nas_llm.reporting.operator_files import COLUMNS, NETWORKS_FILE, OPERATORS_CSV, PAPER, read_networks
 from nas_llm.reporting.operator_tables import networks_table
 from nas_llm.run_directory import OPERATORS, write_text
 from nas_llm.stages.export import NETWORKS, export_subnetwork
@@ -60,6 +60,7 @@ class Found:
     solution: Solution
     ranked: Ranked
     of: str = "body"  # what the budget is a limit of
+    pool: str = ""  # of the operators that it was sought among
     winner: bool = False
     path: Path | None = None
 
@@ -97,10 +98,10 @@ def search_operators(
     layers = supernet.largest().num_layers
     sums = {
         (place, operator): _score(search, library, scores, place, operator)
-        for place, pool in operators.items()
-        for operator in pool
+        for place, listed in operators.items()
+        for operator in listed
     }
-    found: list[Found] = []
+    found, pool = list[Found](), pool_name(cfg.pool)
     for budget, limit in zip(budgets, bounds, strict=True):
         said = _said(budget)
         pairs, shortfall = search(operators, sums, costs, limit, layers, untrained_loss)
@@ -118,12 +119,17 @@ def search_operators(
                 progress=partial(_advance, bar),
             )
         solutions = dict(pairs)
-        of_budget = [Found(budget, each.network, solutions[each.network], each, cfg.budget.of) for each in ranked]
-        best = min(of_budget, key=lambda each: (-each.ranked.rounds, each.ranked.loss))
+        of_budget = [Found(budget, each.network, solutions[each.network], each, cfg.budget.of, pool) for each in ranked]
+        best = of_budget[0]
         path = export(best, make, tokenizer, run_dir, halving, folder)
         found += [replace(each, winner=each is best, path=path if each is best else None) for each in of_budget]
     teacher_loss = mean_token_loss(supernet.model, batches)
     write_networks(run_dir, found, costs, OperatorNetwork.teacher(layers), teacher_loss)
+    if unlisted := unlisted_networks(run_dir):
+        print(
+            f"{run_dir / NETWORKS} also holds {', '.join(unlisted)}: of earlier searches, whose place in "
+            f"{NETWORKS_FILE} others have taken since; delete what is not needed"
+        )
     page = write_report(run_dir)
     print(networks_table(run_dir))
     winners = [each.network for each in found if each.winner]
@@ -312,28 +318,59 @@ def write_networks(
     teacher: OperatorNetwork,
     teacher_loss: float,
 ) -> None:
-    """networks.jsonl: the budgets of this search in the place of the same ones before it, all others stay."""
+    """networks.jsonl: the budgets of this search in the place of the same ones before it, among the same pool; all
+    others stay."""
     file = run_dir / NETWORKS_FILE
-    asked = [(dict(each.budget), each.of) for each in found]
+    asked = [(dict(each.budget), each.of, each.pool) for each in found]
     before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    kept = [record for record in before if record["budget"] and (record["budget"], record["of"]) not in asked]
+    kept = [
+        record
+        for record in before
+        if record["budget"] and (record["budget"], record["of"], record.get("pool", PAPER)) not in asked
+    ]
 
     def parts(network: OperatorNetwork) -> dict[str, float]:
         return {name: table.body(network) / table.teacher_body for name, table in costs.items()}
 
     records = kept + [
         {"id": each.network.id, **each.network.to_dict(), "budget": dict(each.budget), "of": each.of}
-        | {"objective": each.solution.objective, "gap": each.solution.gap, "status": each.solution.status}
+        | {
+            "pool": each.pool,
+            "objective": each.solution.objective,
+            "gap": each.solution.gap,
+            "status": each.solution.status,
+        }
         | {"costs": parts(each.network), "losses": list(each.ranked.losses), "winner": each.winner}
         | {"path": None if each.path is None else str(each.path.relative_to(run_dir))}
         for each in found
     ]
     records.append(
         {"id": teacher.id, **teacher.to_dict(), "budget": {}, "of": "body", "status": "teacher"}
-        | {"objective": None, "gap": None}
+        | {"pool": "", "objective": None, "gap": None}
         | {"costs": dict.fromkeys(costs, 1.0), "losses": [teacher_loss], "winner": False, "path": None}
     )
     write_text(file, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+
+def unlisted_networks(run_dir: Path) -> list[str]:
+    """Exported networks that networks.jsonl does not name."""
+    listed = {row.path for row in read_networks(run_dir)}
+    return sorted(
+        folder.name
+        for folder in (run_dir / NETWORKS).glob("*")
+        if (folder / "config.json").is_file() and str(folder.relative_to(run_dir)) not in listed
+    )
+
+
+def pool_name(pool: DictConfig) -> str:
+    """Its option of the group ``pool``; "own-<hash>" where it is none of them as it stands."""
+    for file in sorted((config_dir() / "pool").glob("*.yaml")):
+        option = OmegaConf.load(file)
+        assert isinstance(option, DictConfig)
+        if {"layout": None, **option} == {"layout": None, **pool}:
+            return file.stem
+    settings = json.dumps(OmegaConf.to_container(pool, resolve=True), sort_keys=True)
+    return f"own-{hashlib.sha256(settings.encode()).hexdigest()[:6]}"
 
 
 def _score(
