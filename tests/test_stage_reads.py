@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +77,9 @@ def reads(base, tmp_path_factory) -> dict[str, set[str]]:  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SandwichBenchmark, "__call__", lambda self: [Figure("ratio", 1.0, 2.0, "")])
         found["bench"] = reads_of(["bench=sandwich", f"run_dir={folder / 'bench'}"], "bench")
+        patch.setattr("nas_llm.stages.reproduce.worker", lambda: nullcontext(SimpleNamespace(run=None)))
+        patch.setattr("nas_llm.stages.reproduce.reproduced", lambda *given: [])
+        found["reproduce"] = reads_of(["reproduce=paper1/figure2", f"run_dir={folder / 'table'}"], "reproduce")
     distilled = [*test_distill_stage.TINY, f"run_dir={folder / 'distilled'}", *OF_OPERATORS]
     found["distill"] = reads_of(distilled, "distill")
     found["search"] |= reads_of(distilled, "search")
@@ -100,6 +105,7 @@ def test_what_is_ignored_lies_below_what_is_read():
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_keys_exist(stage):
     optional = {"bench": ["bench=sandwich"], "analyse": ["analysis=sampling"], "prune": ["baseline=wanda"]}
+    optional["reproduce"] = ["reproduce=paper1/figure2"]
     experiment = ["experiment=microworld_llama"] if stage == "pretrain" else []
     cfg = checked([*experiment, *optional.get(stage, []), f"stage={stage}", "run_dir=x"])
     for key in STAGES[stage].keys:
