@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import CacheLayerMixin
 
 from nas_llm.models.modes import evaluating
 
@@ -231,7 +232,8 @@ def _score(model: PreTrainedModel, groups: Sequence[_Group], sums: Sequence[np.n
     ).logits
     ended: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     if cache is not None:
-        if not cache.layers or any(layer.get_seq_length() != ids.shape[1] for layer in cache.layers):
+        held = {layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else None for layer in cache.layers}
+        if held != {ids.shape[1]}:
             return False
         logits = _endings(model, cache, mask, lengths, rows, pad)
         ended = {row: logits[index, : len(row[1])] for index, row in enumerate(rows)}

@@ -40,6 +40,7 @@ __all__ = [
     "Perplexity",
     "Sampled",
     "TaskAccuracy",
+    "Timings",
     "TokenAccuracy",
     "WeightBytes",
     "directions",

@@ -7,7 +7,7 @@ what was not measured is empty. A line of ``networks.jsonl`` is a network that a
     id, blocks             what it is (``OperatorNetwork``)
     budget                 {cost: as it was asked for}; empty for the teacher
     of                     "body" or "whole": what the budget is a limit of
-    pool                   that its operators are of: an option of the group pool, or "own-<hash>"; empty for the teacher
+    pool                   of its operators: an option of the group pool, or "own-<hash>"; empty for the teacher
     objective, gap, status of the programme's solution
     costs                  {cost: part of the teacher's body}
     losses                 nats per token: untrained, and after every round of training
