@@ -189,10 +189,10 @@ def solve(
         )
     shortfall = {
         "complete": "",
-        "infeasible": f"{count} of {number} solutions: search.overlap={overlap} admits no more under these budgets (no "
-        f"other choice shares at most {shared} of {sublayers} sublayers with each of them: proven); a larger overlap may",
-        "time": f"{count} of {number} solutions: search.time_limit_s={time_limit_s:g} ran out before it was known whether "
-        "there are more",
+        "infeasible": f"{count} of {number} solutions: search.overlap={overlap} admits no more under these budgets "
+        f"(proven: no other shares at most {shared} of {sublayers} sublayers with each of them); a larger overlap may",
+        "time": f"{count} of {number} solutions: search.time_limit_s={time_limit_s:g} ran out, whether there are more "
+        "is open",
     }[sequence.end]
     return Solutions(tuple(_solution(found, gap) for found in sequence.found), shortfall)
 
