@@ -3,6 +3,7 @@ it is saved, loaded, counted, trained, and refused where it does not fit."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 
@@ -51,8 +52,9 @@ def network(name: str) -> Supernet:
     return build(name if name == "llama-tied" else name.partition("-")[0], **CHANGES[name])
 
 
-def sliced(supernet: Supernet, sparsity: float, **settings) -> Pruned:
-    return SliceGPT(sparsity, **settings)(supernet, lambda: iter([batch()]))
+def sliced(supernet: Supernet, sparsity: float) -> Pruned:
+    """Of a copy: the method uses its network up."""
+    return SliceGPT(sparsity)(copy.deepcopy(supernet), lambda: iter([batch()]))
 
 
 def counted(inputs) -> Tensor:
@@ -63,7 +65,6 @@ def counted(inputs) -> Tensor:
 @pytest.mark.parametrize("name", CHANGES)
 def test_rotated_alone_it_is_the_original(name):
     supernet, inputs = network(name), batch()
-    before = {key: weight.clone() for key, weight in supernet.model.state_dict().items()}
     pruned = sliced(supernet, 0.0)
     model = pruned.model
     assert_close(logits_of(model, inputs), logits_of(supernet.model, inputs), 1e-5)
@@ -71,7 +72,6 @@ def test_rotated_alone_it_is_the_original(name):
     assert torch.equal(*generated)
     uncached = model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=False)
     assert torch.equal(generated[0], uncached)
-    assert all(torch.equal(weight, before[key]) for key, weight in supernet.model.state_dict().items())
     biases = [name for name, _ in model.named_parameters() if name.endswith("bias")]
     assert ("lm_head.bias" in biases or "embed_out.bias" in biases) == (supernet.family in ("phi", "gpt_neox", "opt"))
 
@@ -347,7 +347,7 @@ def test_what_cannot_be_sliced_is_refused():
     with pytest.raises(ValueError, match="leaves 4 of 48 channels.*round_to=1"):
         sliced(supernet, 0.9)
     with pytest.raises(ValueError, match="calibration_size above 0"):
-        SliceGPT()(supernet, lambda: iter(()))
+        SliceGPT()(build("llama"), lambda: iter(()))
     with pytest.raises(ValueError, match="rotated already"):
         sliced(Supernet(sliced(supernet, 0.25).model), 0.25)
     network = OperatorNetwork.of({(1, "mlp"): Identity()}, 4)

@@ -121,22 +121,22 @@ class SliceGPT:
 
     @torch.no_grad()
     def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
-        """The rotated and sliced network in the precision of ``supernet``, which stays as it is: at most, both and one
-        more of the whole width are in memory."""
+        """The rotated and sliced network in the precision of ``supernet``, which is rotated in place and of which it is
+        a copy: the two are in memory at most."""
         self.refuse(supernet)
         full = supernet.largest()
         width = self.width(full.hidden)
-        plain = supernet.extract(full)
+        origin = self._origin(supernet, width)
+        plain = supernet.release()
         fold_norms(plain)
         place_norms(plain, full.hidden)
         stream = Supernet(plain)
         signals = _rotate(stream, batches(), width)
-        origin = self._origin(supernet, width)
-        small = cut_without_weights(origin, supernet.config._attn_implementation)
+        small = cut_without_weights(origin, plain.config._attn_implementation)
         cut = replace(full, hidden=width)
         small.load_state_dict(stream.extract(cut).state_dict(), assign=True)
-        small.to(supernet.model.device).eval()
-        small.generation_config = copy.deepcopy(supernet.model.generation_config)
+        small.to(plain.device).eval()
+        small.generation_config = copy.deepcopy(plain.generation_config)
         turned = (len(signals) - 1) * width**2
         summary = (
             f"SliceGPT: {width} of {full.hidden} channels of the residual stream, in the basis of the principal "
