@@ -323,6 +323,20 @@ def refuse_outputs(run_dir: str | Path) -> None:
         )
 
 
+def refuse_baseline(run_dir: str | Path) -> None:
+    """Refuse a directory in which there is no super-network, because a baseline has made its network.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if (Path(run_dir) / BASELINE_FILE).is_file():
+        model = Path(run_dir) / MODEL
+        raise ValueError(
+            f"run_dir={run_dir} holds a network that a baseline has made, and no super-network: measure it with "
+            f"nas-llm evaluate evaluate.model_path={model}, or train it with nas-llm train model.path={model}"
+        )
+
+
 def forget_start(run_dir: str | Path) -> None:
     """Forget the fingerprints of a start that left no results, so that a new run may be another one.
 

@@ -11,6 +11,7 @@ from test_families import build
 from torch import nn
 from torch.nn import functional as F
 
+from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.baselines import Pruned
 from nas_llm.baselines.budget import Budget
 from nas_llm.baselines.quantized import GPTQBaseline, RoundToNearestBaseline
@@ -19,6 +20,7 @@ from nas_llm.baselines.shortgpt import ShortGPT
 from nas_llm.baselines.sparse import MagnitudeBaseline, SparseGPTBaseline, WandaBaseline
 from nas_llm.baselines.truncation import Truncation
 from nas_llm.baselines.unast_depth import UnastDepth
+from nas_llm.models.elastic import ElasticModule
 from nas_llm.models.loading import from_pretrained, is_stock, save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import mean_token_loss
@@ -241,9 +243,15 @@ def test_truncation_keeps_the_first_units_and_no_fewer_than_it_must(axes):
     kept = {"hidden": small.hidden, "kv_groups": shape.kv_groups, "ffn": shape.ffn, "layers": small.num_layers}
     full = {"hidden": 48, "kv_groups": 3, "ffn": 80, "layers": 4}
     assert all(kept[axis] == full[axis] for axis in full if axis not in axes)
-    unit = {"hidden": 8, "kv_groups": 1, "ffn": 8, "layers": 1}
-    larger = min((kept[axis] + unit[axis]) / full[axis] for axis in axes)  # the next fraction at which something grows
-    assert supernet.num_parameters(Truncation(axes=axes)._cut(supernet.largest(), larger)) > share * whole
+    for axis in axes:  # one unit more of any is too much
+        if kept[axis] == full[axis]:
+            continue
+        more = kept | {axis: kept[axis] + {"hidden": 8, "kv_groups": 1, "ffn": 8, "layers": 1}[axis]}
+        layers = tuple(
+            LayerChoice(i, more["kv_groups"], shape.heads_per_group, shape.head_dim, more["ffn"])
+            for i in range(more["layers"])
+        )
+        assert supernet.num_parameters(Architecture(more["hidden"], layers)) > share * whole
     weight = blocks_of(pruned.model)[0].mlp.up_proj.weight
     assert torch.equal(weight, blocks_of(model)[0].mlp.up_proj.weight[: kept["ffn"], : kept["hidden"]])
 
@@ -377,3 +385,16 @@ def test_a_budget_takes_the_least_of_the_pieces():
     budget = Budget.of(60, None, "pieces")
     assert budget.first([3, 1, 2], lambda gone: 100 - 20 * len(gone), 100) == [3, 1]
     assert Budget.of(None, None, "pieces").max_params == 0.75
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "gemma2"])
+def test_a_released_network_is_the_model_itself_and_plain(name, tmp_path):
+    supernet = build(name)
+    expected, weights = logits(supernet.model), {id(parameter) for parameter in supernet.model.parameters()}
+    model = supernet.release()
+    assert {id(parameter) for parameter in model.parameters()} == weights
+    assert not any(isinstance(module, ElasticModule) for module in model.modules())
+    assert torch.equal(logits(model), expected)
+    save_pretrained(model, tmp_path / "model")
+    assert torch.equal(logits(from_pretrained(tmp_path / "model")), expected)
+    assert Supernet(model).num_parameters(supernet.largest()) == sum(p.numel() for p in model.parameters())

@@ -221,6 +221,20 @@ def test_a_directory_that_holds_another_run_is_left_as_it_is(base, pruned, capsy
     assert "already holds a run" in error_line(capsys)
 
 
+def test_later_stages_say_that_there_is_no_super_network_and_the_report_what_was_done(pruned, capsys):
+    run_dir = pruned / "shortgpt"
+    for stage in ("search", "evaluate", "export"):
+        given = [] if stage != "export" else ["architecture=largest"]
+        assert cli.run([stage, f"run_dir={run_dir}", *given]) == 2
+        line = error_line(capsys)
+        assert "holds a network that a baseline has made, and no super-network" in line
+        assert f"nas-llm train model.path={run_dir / 'model'}" in line
+    assert cli.run(["report", f"run_dir={run_dir}"]) == 0
+    page = (run_dir / "report.html").read_text()
+    assert read_json(run_dir / "baseline.json")["summary"] in page
+    assert "trained as a super-network" not in page
+
+
 def test_an_interrupted_write_leaves_no_model(base, tmp_path, capsys, file_size_limit):  # noqa: F811
     with file_size_limit(20_000):
         assert cli.run(arguments(base, tmp_path / "run", "baseline=magnitude", "data.num_workers=0")) == 2

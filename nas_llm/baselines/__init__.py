@@ -1,7 +1,8 @@
 """Baselines: what a network is compared with that other methods have made small, one method a file; the protocol is
 here.
 
-A method is a frozen dataclass whose fields are its YAML. It may change the super-network that it is given.
+A method is a frozen dataclass whose fields are its YAML. It uses the super-network up that it is given: what it makes
+may be that network, changed in place.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Batches = Callable[[], Iterable[Batch]]
 class Pruned:
     """What a method made of a network.
 
-    ``model`` shares nothing with the super-network; :func:`nas_llm.save_pretrained` writes it. ``summary`` is one
+    ``model`` is a plain one, which :func:`nas_llm.save_pretrained` writes. ``summary`` is one
     sentence for its model card. ``records``, JSON-able, are what the method found on its way (scores, kept units).
     ``architecture`` says which units of the whole network it keeps, where it is one of its sub-networks.
     """

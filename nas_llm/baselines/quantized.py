@@ -103,4 +103,4 @@ def quantized(supernet: Supernet, method: Quantization, batches: Batches, how: s
         f"The weights of {len(report.layers)} linear modules became integers of {how}; with scales and zero points "
         f"they went from {mib}."
     )
-    return Pruned(supernet.extract(supernet.largest()), summary, report.to_dict(), supernet.largest())
+    return Pruned(supernet.release(), summary, report.to_dict(), supernet.largest())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nas_llm.baselines import Batches, Pruned
 from nas_llm.baselines.settings import named_as_baseline
 from nas_llm.models.supernet import Supernet
+from nas_llm.sparsity.amount import Amount
 from nas_llm.sparsity.counting import zeros_of_model
 from nas_llm.sparsity.magnitude import Magnitude
 from nas_llm.sparsity.sparsegpt import SparseGPT
@@ -127,11 +128,14 @@ def sparse(supernet: Supernet, method: Sparsity, batches: Batches, name: str) ->
     needs_data = not isinstance(method, Magnitude)
     with named_as_baseline("sparsity"):
         counts = method(supernet, batches() if needs_data else ())
-    model = supernet.extract(supernet.largest())
+    full, model = supernet.largest(), supernet.release()
     zeros, whole = counts.overall, zeros_of_model(model).overall
-    amount = f"all but {method.pattern} of the weights" if method.pattern else f"{zeros.sparsity:.1%} of the weights"
+    amount = Amount.of(method.sparsity, method.pattern)
+    share = (
+        f"{amount.group - amount.kept} of every {amount.group}" if method.pattern else f"{zeros.sparsity:.1%} of the"
+    )
     summary = (
-        f"{amount} of {len(counts.by_name)} linear modules became zero by {name}; {whole.nonzero:,} of its "
+        f"{share} weights of {len(counts.by_name)} linear modules became zero by {name}; {whole.nonzero:,} of its "
         f"{whole.size:,} parameters are not."
     )
-    return Pruned(model, f"{summary[0].upper()}{summary[1:]}", counts.to_dict(), supernet.largest())
+    return Pruned(model, summary, counts.to_dict(), full)

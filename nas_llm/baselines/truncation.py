@@ -1,15 +1,16 @@
 """Truncation: the first units and layers of the network as it is, whatever they are worth. What any choice of units, or
 any training of sub-networks, has to beat: a network that was trained as a whole and is then cut.
 
-One fraction s of every axis in ``axes`` is kept: whole KV groups with all of their query heads, hidden channels and FFN
-neurons in multiples of 8 where the network has such; at least one of each. The largest s that meets the budget is
-taken. ``like`` cuts to the sizes of another model instead, as an exported sub-network: in its first layers, which is
-the truncation that a search measures beside its front.
+One fraction of every axis in ``axes`` is kept: whole KV groups with all of their query heads, hidden channels and FFN
+neurons in multiples of 8 where the network has such; at least one of each. It is the largest that meets the budget;
+what then is left of that goes to one unit more of an axis at a time, the coarsest first, until none fits. ``like`` cuts
+to the sizes of another model instead, as an exported sub-network: in its first layers, which is the truncation that a
+search measures beside its front.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,7 +22,9 @@ from nas_llm.models.supernet import Supernet
 
 Axis = Literal["hidden", "kv_groups", "ffn", "layers"]
 AXES: tuple[Axis, ...] = get_args(Axis)
+COARSEST_FIRST: tuple[Axis, ...] = ("layers", "kv_groups", "hidden", "ffn")
 MULTIPLE = 8  # of hidden channels and of FFN neurons
+EPSILON = 1e-9  # three of 4 units are 0.75 of them, and 0.75 of 4 are 3
 
 
 @dataclass(frozen=True)
@@ -77,43 +80,30 @@ class Truncation:
                 "the model is a network of operators, whose sublayers are whole: truncate its depth alone, "
                 "baseline.axes=[layers]"
             )
-        counts = {
-            full.hidden,
-            full.num_layers,
-            *(size for layer in full.layers for size in (layer.kv_groups, layer.ffn)),
-        }
-        steps = sorted({step / count for count in counts for step in range(1, count + 1)})
+        units = {axis: _units(full, axis) for axis in AXES if axis in self.axes}
+        steps = sorted({step / count for count in units.values() for step in range(1, count + 1)})
+
+        def fits(kept: Mapping[Axis, float]) -> bool:
+            return supernet.num_parameters(_cut(full, kept)) <= limit
+
         low, high = -1, len(steps) - 1  # the fraction at low fits, or low is -1; the one at high does not
         while high - low > 1:
             middle = (low + high) // 2
-            fits = supernet.num_parameters(self._cut(full, steps[middle])) <= limit
-            low, high = (middle, high) if fits else (low, middle)
+            low, high = (middle, high) if fits(dict.fromkeys(units, steps[middle])) else (low, middle)
         if low < 0:
-            least = supernet.num_parameters(self._cut(full, steps[0]))
+            least = supernet.num_parameters(_cut(full, dict.fromkeys(units, steps[0])))
             raise ValueError(
                 f"baseline.max_params={asked}: with one unit of {', '.join(self.axes)} left the network has "
                 f"{least:,} parameters, {least / whole:.4f} of {whole:,}: set more, or other baseline.axes="
             )
-        return self._cut(full, steps[low])
-
-    def _cut(self, full: Architecture, fraction: float) -> Architecture:
-        def kept(axis: Axis, size: int) -> int:
-            if axis not in self.axes:
-                return size
-            unit = MULTIPLE if axis in ("hidden", "ffn") and size % MULTIPLE == 0 else 1
-            return max(1, int(fraction * size / unit + 1e-9)) * unit
-
-        layers = tuple(
-            LayerChoice(
-                layer.index,
-                kept("kv_groups", layer.kv_groups) if layer.kv_groups else 0,
-                layer.heads_per_group,
-                layer.head_dim,
-                kept("ffn", layer.ffn) if layer.ffn else 0,
-            )
-            for layer in full.layers[: kept("layers", full.num_layers)]
-        )
-        return Architecture(kept("hidden", full.hidden), layers)
+        kept, grows = dict.fromkeys(units, steps[low]), True
+        while grows:
+            grows = False
+            for axis in COARSEST_FIRST:
+                if axis in units and kept[axis] < 1:
+                    more = kept | {axis: (int(kept[axis] * units[axis] + EPSILON) + 1) / units[axis]}
+                    kept, grows = (more, True) if fits(more) else (kept, grows)
+        return _cut(full, kept)
 
     def _alike(self, full: Architecture) -> Architecture:
         assert self.like is not None
@@ -124,3 +114,32 @@ class Truncation:
         except ValueError as error:
             raise ValueError(f"baseline.like={self.like}: {error}: name a model that was cut from this one") from error
         return architecture
+
+
+def _unit(axis: Axis, size: int) -> int:
+    """How many of an axis go together."""
+    return MULTIPLE if axis in ("hidden", "ffn") and size % MULTIPLE == 0 else 1
+
+
+def _units(full: Architecture, axis: Axis) -> int:
+    """Units of an axis, of the layer that has the most."""
+    if axis == "layers":
+        return full.num_layers
+    sizes = [full.hidden] if axis == "hidden" else [getattr(layer, axis) for layer in full.layers]
+    return max(size // _unit(axis, size) for size in sizes)
+
+
+def _cut(full: Architecture, kept: Mapping[Axis, float]) -> Architecture:
+    """The first units of each axis, by the fraction of them that is kept; axes without one stay whole."""
+
+    def of(axis: Axis, size: int) -> int:
+        if axis not in kept or size == 0:
+            return size
+        unit = _unit(axis, size)
+        return max(1, int(kept[axis] * size / unit + EPSILON)) * unit
+
+    layers = tuple(
+        LayerChoice(c.index, of("kv_groups", c.kv_groups), c.heads_per_group, c.head_dim, of("ffn", c.ffn))
+        for c in full.layers[: of("layers", full.num_layers)]
+    )
+    return Architecture(of("hidden", full.hidden), layers)

@@ -154,6 +154,19 @@ class Supernet(nn.Module):
         small.config.nas_llm = self.origin(architecture)
         return small
 
+    def release(self) -> PreTrainedModel:
+        """The whole network as a plain model, without a copy: that which this super-network was put around, and which
+        it is no longer around. Nothing but the model may be used afterwards.
+
+        Raises:
+            ValueError: it has adapters.
+        """
+        if self._attached:
+            raise ValueError("this super-network has adapters: take them off first (nas_llm.peft.adapters.remove)")
+        for module in self.model.modules():
+            make_plain(module)
+        return self.model
+
     @property
     def shared_modules(self) -> tuple[ElasticModule, ...]:
         """Modules with weights outside of the blocks: embeddings, the last norm, the output head."""

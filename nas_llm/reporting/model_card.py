@@ -9,7 +9,7 @@ from nas_llm.reporting import numbers
 from nas_llm.reporting.operator_files import NETWORKS_FILE
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.templates import render
-from nas_llm.run_directory import OPERATORS, read_json, write_text
+from nas_llm.run_directory import BASELINE_FILE, OPERATORS, read_json, write_text
 from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 
@@ -132,7 +132,7 @@ def write_baseline_card(
         "intro": f"{base} after {method}, a baseline that other methods are compared with. It has "
         f"{numbers.count(now)} parameters, {numbers.percent(now / before)} of the {numbers.count(before)} before.",
         "searched": False,
-        "recipe": [f"The pre-trained model is {base}.", summary, "It was not trained after that."],
+        "recipe": _of_baseline(run, summary),
         "reader": reader,
         "packed": "quantization_config" in config,
         "loader": LOADERS[reader].format(path=name, place="the folder that holds this directory"),
@@ -176,6 +176,8 @@ def _title(run: RunFiles) -> str:
 
 def recipe(run: RunFiles) -> list[str]:
     """How the networks of a run were made, one sentence per step, as far as its configuration tells."""
+    if (run.path / BASELINE_FILE).is_file():
+        return _of_baseline(run, read_json(run.path / BASELINE_FILE, "summary")["summary"])
     steps = []
     if base := run.setting("model.path"):
         given = run.setting("model.adapter_path")
@@ -211,6 +213,10 @@ def recipe(run: RunFiles) -> list[str]:
         networks = numbers.counted(facts["evaluations"], "sub-network")
         steps.append(f"{numbers.searcher(facts['searcher'])} compared {networks} by {compared}.")
     return steps
+
+
+def _of_baseline(run: RunFiles, summary: str) -> list[str]:
+    return [f"The pre-trained model is {run.setting('model.path')}.", summary, "It was not trained after that."]
 
 
 def _of_operators(run: RunFiles) -> list[str]:

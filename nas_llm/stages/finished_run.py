@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nas_llm.architecture import Architecture
 from nas_llm.reporting.run_files import RunFiles
-from nas_llm.run_directory import read_json
+from nas_llm.run_directory import read_json, refuse_baseline
 from nas_llm.search.archive import TRUNCATION, Archive, Evaluation
 from nas_llm.search_space import SearchSpace
 
@@ -104,6 +104,7 @@ class FinishedRun:
     def _need(self, name: str, stage: str) -> Path:
         path = self.run_dir / name
         if not path.exists():
+            refuse_baseline(self.run_dir)
             command = f"nas-llm {stage} run_dir={self.run_dir}"
             if stage == "search":
                 command += " search=nsga2" if RunFiles(self.run_dir).strategy("search") is None else ""

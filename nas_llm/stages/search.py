@@ -22,7 +22,7 @@ from nas_llm.peft.lora import Lora
 from nas_llm.peft.saving import load_supernet as load_adapted
 from nas_llm.peft.saving import recorded_method
 from nas_llm.reporting import front_table, write_report
-from nas_llm.run_directory import OPERATORS, read_json
+from nas_llm.run_directory import OPERATORS, read_json, refuse_baseline
 from nas_llm.search import Archive, Initial, Search
 from nas_llm.search.directory import ARCHIVE_FILE, SEARCH_FILE
 from nas_llm.search_space import SearchSpace
@@ -146,6 +146,7 @@ def load_supernet(run_dir: Path, cfg: DictConfig) -> Supernet:
     """
     folder = run_dir / "supernet"
     if not folder.is_dir():
+        refuse_baseline(run_dir)
         raise ValueError(
             f"run_dir={run_dir} holds no super-network yet: let nas-llm train run_dir={run_dir} finish first"
         )
