@@ -162,13 +162,10 @@ def walk(supernet: Supernet, batches: Iterable[Batch]) -> Iterator[Block]:
     if not calibration.batches:
         raise ValueError("there is no calibration batch: set data.calibration_size above 0")
     every = projections(supernet)
-    try:
-        for index, of_block in enumerate(every):
-            if index:
-                calibration.advance()
-            yield Block(index, of_block, calibration)
-    finally:
-        calibration.states.close()
+    for index, of_block in enumerate(every):
+        if index:
+            calibration.advance()
+        yield Block(index, of_block, calibration)
 
 
 def by_statistic(
@@ -219,14 +216,10 @@ class _Calibration:
         self.supernet, self.batches, self.index = supernet, batches, 0
         sizes = [batch["input_ids"].numel() * supernet.largest().hidden for batch in batches]
         blocks = [sum(p.numel() for m in modules for p in m.parameters()) for modules in supernet.layer_modules]
-        self.states = HiddenStates(sizes, in_memory=sum(sizes) <= max(blocks))
+        self.states = HiddenStates(sizes, in_memory=sum(sizes) <= max(blocks))  # none: what the embeddings give
 
     def mask(self, number: int) -> Tensor:
         return self.batches[number]["attention_mask"].to(self.supernet.model.device)
-
-    def reads(self, number: int) -> Tensor | None:
-        """What the block in work reads of a batch; None: what the embeddings give."""
-        return self.states[number] if self.index else None
 
     def advance(self) -> None:
         """To the next block: what this one reads is replaced, batch by batch, by what it writes."""
@@ -237,8 +230,7 @@ class _Calibration:
     @torch.no_grad()
     def run(self, number: int) -> Tensor:
         """What the block in work writes for a batch, in evaluation mode; beside it embeddings and the last norm run."""
-        model = self.supernet.model
-        state = self.reads(number)
+        model, state = self.supernet.model, self.states[number]
         tokens = self.batches[number]["input_ids"].to(model.device)
         written: list[Tensor] = []
 

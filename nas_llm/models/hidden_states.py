@@ -7,8 +7,9 @@ five of its blocks. The file has no name, so that it goes with the process, and 
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from itertools import accumulate
 from typing import BinaryIO
 
@@ -28,17 +29,19 @@ class HiddenStates:
         self._starts = list(accumulate(sizes, initial=0))
         self._held: dict[int, Tensor] = {}
         self._kept: dict[int, tuple[torch.Size, torch.dtype, torch.device]] = {}
-        self._closing, self._file = ExitStack(), None
-        if not in_memory:
-            self._file = self._closing.enter_context(_temporary_file())
+        self._file = None if in_memory else _temporary_file()
+        if self._file is not None:
+            weakref.finalize(self, _close, self._file)  # blocks of a walk that has ended may be asked for more
 
-    def __getitem__(self, number: int) -> Tensor:
-        if self._file is None:
-            return self._held[number]
+    def __getitem__(self, number: int) -> Tensor | None:
+        """None where none has been put yet."""
+        if self._file is None or number not in self._kept:
+            return self._held.get(number)
         shape, dtype, device = self._kept[number]
         read = torch.empty(shape, dtype=dtype)
         self._file.seek(self._starts[number] * dtype.itemsize)
-        self._file.readinto(_bytes(read))  # type: ignore[attr-defined]
+        count = self._file.readinto(_bytes(read))  # type: ignore[attr-defined]
+        assert count == read.nbytes
         return read.to(device)
 
     def __setitem__(self, number: int, states: Tensor) -> None:
@@ -53,6 +56,7 @@ class HiddenStates:
         try:
             self._file.seek(self._starts[number] * states.dtype.itemsize)
             self._file.write(_bytes(states.cpu().contiguous()))
+            self._file.flush()
         except OSError as error:
             gib = self._starts[-1] * states.dtype.itemsize / 2**30
             raise ValueError(
@@ -61,14 +65,14 @@ class HiddenStates:
                 "room, or calibrate on less, data.calibration_size="
             ) from error
 
-    def close(self) -> None:
-        """Lets the file go; nothing can be read then."""
-        self._held.clear()
-        self._closing.close()
-
 
 def _temporary_file() -> BinaryIO:
-    return tempfile.TemporaryFile(buffering=0)  # type: ignore[return-value]  # a raw file, of no buffer of its own
+    return tempfile.TemporaryFile()  # type: ignore[return-value]  # buffered: it writes all, or raises
+
+
+def _close(file: BinaryIO) -> None:
+    with suppress(OSError):  # of a full disk, which has been said
+        file.close()
 
 
 def _bytes(tensor: Tensor) -> memoryview:

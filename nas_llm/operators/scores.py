@@ -77,7 +77,7 @@ def swap_scores(
                 module = module_of(place, operator)
                 with swapped(supernet, {place: module}):
                     for number, (batch, reference) in enumerate(zip(held, references, strict=True)):
-                        found = _output(supernet, block.index, block.calibration.reads(number), batch)
+                        found = _output(supernet, block.index, block.calibration.states[number], batch)
                         error += float((found.hidden - reference.hidden).square().sum())
                         changed += found.loss
                 yield place, operator, SwapScore(error / energy, (changed - loss) / labelled)
