@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["the", "cat", "sat", "on", "a", "red", "mat", "and", "looked", "at", "moon", "once", "upon", "time", "there"]
 DOCUMENTS = 9
+KINDS = ["tiny_choice", "tiny_words", "tiny_text", "tiny_writing"]  # a task of each way of asking
 TASKS = {
     "tiny_choice": """output_type: multiple_choice
 doc_to_text: "{{question}}"

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness_fixtures import tiny_tasks  # noqa: F401  (a fixture)
+from harness_fixtures import KINDS, tiny_llama, tiny_tasks  # noqa: F401  (fixtures)
 from test_train_stage import arguments, base  # noqa: F401  (fixtures)
+from transformers import PreTrainedModel
 
 import nas_llm
 from nas_llm import cli
 from nas_llm.evaluation.harness import Harness
 from nas_llm.models.loading import load_tokenizer
+from nas_llm.models.operator_assembly import assemble
+from nas_llm.models.supernet import Supernet
+from nas_llm.operator_network import Identity, Linear, OperatorNetwork
+from nas_llm.quantization.rtn import RoundToNearest
 from nas_llm.run_directory import read_json
+from nas_llm.sparsity.magnitude import Magnitude
 from nas_llm.stages.finished_run import FinishedRun
 
 
@@ -112,6 +120,39 @@ def test_a_saved_model_is_measured_on_the_data_of_a_run(run, capsys, tmp_path):
     of_model = [m["value"] for m in metrics if m.get("model") == "whole"]
     largest = finished.space.largest().id
     assert of_model == pytest.approx([m["value"] for m in metrics if m.get("architecture") == largest], rel=1e-5)
+
+
+def operators(supernet: Supernet) -> PreTrainedModel:
+    replaced = OperatorNetwork.of({(0, "attention"): Identity(), (1, "mlp"): Linear()}, supernet.largest().num_layers)
+    return assemble(supernet, replaced)
+
+
+def quantised(supernet: Supernet) -> PreTrainedModel:
+    RoundToNearest(bits=4, group_size=16)(supernet, [])
+    return supernet.extract(supernet.largest())
+
+
+def uneven(supernet: Supernet) -> PreTrainedModel:
+    whole = supernet.largest()
+    first, *others = whole.layers
+    return supernet.extract(replace(whole, layers=(replace(first, kv_groups=1, ffn=16), *others)))
+
+
+def sparse(supernet: Supernet) -> PreTrainedModel:
+    Magnitude(sparsity=0.5)(supernet, [])
+    return supernet.extract(supernet.largest())
+
+
+@pytest.mark.parametrize("made", [operators, quantised, uneven, sparse])
+def test_every_kind_of_saved_model_is_asked(made, tiny_llama, tiny_tokenizer, asked, tmp_path, tiny_tasks):  # noqa: F811
+    model = made(Supernet(copy.deepcopy(tiny_llama))).eval()
+    nas_llm.save_pretrained(model, tmp_path / "saved", tokenizer=tiny_tokenizer)
+    tasks = [*KINDS, "tiny_shots"]
+    more = [asked[0], f"harness.tasks=[{','.join(tasks)}]", asked[2], f"run_dir={tmp_path / 'results'}"]
+    assert cli.run(["evaluate", f"evaluate.model_path={tmp_path / 'saved'}", *more]) == 0
+    metrics = read_json(tmp_path / "results" / "results.json")["metrics"]
+    alone = Harness(tasks, str(tiny_tasks))(model, tiny_tokenizer)
+    assert [metric["value"] for metric in metrics] == pytest.approx([m.value for m in alone.metrics], rel=1e-4)
 
 
 @pytest.mark.parametrize(

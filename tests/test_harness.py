@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness_fixtures import bos_tokenizer, documents, tiny_llama, tiny_tasks  # noqa: F401  (fixtures)
+from harness_fixtures import KINDS, bos_tokenizer, documents, tiny_llama, tiny_tasks  # noqa: F401  (fixtures)
 
 from nas_llm.evaluation.harness import Harness, HarnessResults, bootstrap_error
 from nas_llm.evaluation.harness_tasks import load_tasks
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.rtn import RoundToNearest
 from nas_llm.search_space import SearchSpace
-
-KINDS = ["tiny_choice", "tiny_words", "tiny_text", "tiny_writing"]
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +147,7 @@ def test_long_prompts_are_refused_or_cut_as_the_harness_does(tiny_llama, tiny_to
         ({"tasks": ["a"], "bootstrap_iters": -1}, "harness.bootstrap_iters=-1"),
         ({"tasks": ["tiny_choice"], "offset": 9}, "the task tiny_choice has 9 documents"),
         ({"tasks": ["tiny_shots"], "num_fewshot": 2}, "cannot take effect: the task tiny_shots says num_fewshot: 0"),
+        ({"tasks": ["tiny_text"], "num_fewshot": 2}, "cannot take effect on tiny_text"),
         ({"tasks": ["tiny_choice"], "num_fewshot": 2}, "its examples would be test questions"),
         ({"tasks": ["tiny_choice"], "num_fewshot": {"other": 2}}, "harness.num_fewshot.other=2 cannot take effect"),
         ({"tasks": ["tiny_choice"], "max_length": 97}, "harness.max_length=97: the model has 96 positions"),

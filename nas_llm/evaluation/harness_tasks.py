@@ -228,6 +228,11 @@ def _set_shots(parts: Mapping[str, Sequence[str]], leaves: Mapping[str, Task], s
                     f"{key}num_fewshot={asked} cannot take effect: the task {leaf} says num_fewshot: 0, its prompt "
                     f"has its examples; leave it out, or name the other tasks alone, {key}num_fewshot={{NAME: {asked}}}"
                 )
+            if asked and task.OUTPUT_TYPE == "loglikelihood_rolling":
+                raise ValueError(
+                    f"{key}num_fewshot={asked} cannot take effect on {leaf}, whose texts are scored by themselves: "
+                    f"leave it out, or name the other tasks alone, {key}num_fewshot={{NAME: {asked}}}"
+                )
             task.set_config("num_fewshot", (own or 0) if asked is None else asked)
             if shots_of(task) and _takes_from_what_it_asks(task):
                 raise ValueError(
