@@ -101,7 +101,8 @@ def test_what_is_ignored_lies_below_what_is_read():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_declared_keys_exist(stage):
-    optional = {"bench": ["bench=sandwich"], "analyse": ["analysis=sampling"], "reproduce": ["reproduce=paper1/figure2"]}
+    optional = {"bench": ["bench=sandwich"], "analyse": ["analysis=sampling"]}
+    optional["reproduce"] = ["reproduce=paper1/figure2"]
     experiment = ["experiment=microworld_llama"] if stage == "pretrain" else []
     cfg = checked([*experiment, *optional.get(stage, []), f"stage={stage}", "run_dir=x"])
     for key in STAGES[stage].keys:

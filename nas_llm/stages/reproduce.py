@@ -142,8 +142,7 @@ def reproduced(
     published: Table,
     run: RunCommand,
 ) -> list[str]:
-    """Runs all rows, writes the table and the picture into the run directory, and says where; returns the names of those that
-    failed."""
+    """Runs all rows, writes the table and the picture into the run directory; returns the names of rows that failed."""
     run_dir = run_dir.absolute()
     shared = Path(spec.common_dir).absolute() if spec.common_dir is not None else run_dir / COMMON
     values: dict[tuple[str, str, int], float] = {}
