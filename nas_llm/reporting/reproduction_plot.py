@@ -71,18 +71,18 @@ def _panels(rows: Sequence[dict[str, str]]) -> Figure | None:
     for axes, (column, own) in zip(panels, columns, strict=False):
         heights = {name: -place for place, name in enumerate(names)}
         _errors(axes, [(float(r["ours"]), heights[r["row"]], _spread(r), 0.0) for r in own if r["ours"]], BLUE, "o")
-        same = all(row["unit"] == row["our_unit"] for row in own)
-        theirs = [(float(r["published"]), heights[r["row"]]) for r in own if r["published"]] if same else []
+        theirs = [(float(row["published"]), heights[row["row"]]) for row in own if row["difference"]]
         if theirs:
             axes.scatter(*zip(*theirs, strict=True), marker="D", s=22, facecolors="none", edgecolors=GREY, zorder=2)
         axes.set_title(numbers.axis(column, own[0]["our_unit"]), fontsize=9)
         axes.set_yticks([heights[name] for name in names], names, fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
         axes.margins(x=0.15)
+        axes.set_ylim(-len(names) + 0.4, 0.6)
         _plain(axes)
     for unused in range(len(columns), len(panels)):
         panels[unused].set_visible(False)
-    figure.supxlabel("filled: measured here; hollow: published, where the unit is the same", fontsize=8)
+    figure.supxlabel("filled: measured here; hollow: published, where the two compare", fontsize=8)
     return figure
 
 

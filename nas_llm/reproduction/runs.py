@@ -83,7 +83,7 @@ def run_commands(place: Place, run: RunCommand) -> float:
         start = time.perf_counter()
         status = run(arguments, log)
         if status != 0:
-            raise CommandFailed(f"nas-llm {shlex.join(arguments)}: status {status}, {_said(log)} ({log})")
+            raise CommandFailed(f"nas-llm {begun['line']}: status {status}, {_said(log)} ({log})")
         done.append({**begun, "seconds": round(time.perf_counter() - start, 1)})
         write_json(place.record_file, record)
     return float(sum(command["seconds"] for command in done))

@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
         failed = reproduced(Path(cfg.run_dir), spec, scale, rows, seeds, published, process.run)
     if failed:
         raise ValueError(
-            f"{len(failed)} of {numbers.counted(len(rows), 'row')} failed: {'; '.join(failed)}; the table is "
+            f"{len(failed)} of {numbers.counted(len(rows), 'row')} failed: {'; '.join(failed)}; why is at the end of "
             f"{Path(cfg.run_dir) / 'table.md'}; call the same again to go on"
         )
 
@@ -142,7 +142,7 @@ def reproduced(
     published: Table,
     run: RunCommand,
 ) -> list[str]:
-    """Runs all rows, writes the table and the picture into the run directory, and says where; returns what failed."""
+    """Runs all rows, writes the table and the picture into the run directory; returns the names of rows that failed."""
     run_dir = run_dir.absolute()
     shared = Path(spec.common_dir).absolute() if spec.common_dir is not None else run_dir / COMMON
     values: dict[tuple[str, str, int], float] = {}
@@ -162,14 +162,14 @@ def reproduced(
         if ran:
             seconds.append(time.perf_counter() - start)
         left = sum(seconds) / len(seconds) * (len(jobs) - number) if seconds else 0.0
-        rest = f"; about {numbers.duration(left)} left" if number < len(jobs) else ""
+        rest = f"; about {numbers.duration(left)} left" if left else ""
         print(f"[{number}/{len(jobs)}] {row.name}, seed {seed}: {said}{rest}", flush=True)
         table = write_everything(run_dir, spec, scale, rows, seeds, published, values, errors)
     plot_reproduction(table, x=spec.drawn.x, y=spec.drawn.y, lines=spec.drawn.lines)
     for path in copied_pictures(spec, scale, rows, seeds, run_dir, shared):
         print(f"written: {path}")
     print(f"\n{(run_dir / 'table.md').read_text()}\nwritten: {run_dir}/table.md, table.csv, table.png")
-    return [f"{name} ({error})" for name, error in errors.items()]
+    return list(errors)
 
 
 def finished(
