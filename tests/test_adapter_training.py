@@ -22,7 +22,9 @@ from nas_llm.distillation.mix import hard_loss
 from nas_llm.lightning.checkpoint import read_checkpoint
 from nas_llm.lightning.output import Targets, output_loss
 from nas_llm.models.quantized_linear import QuantizedLinear
+from nas_llm.peft.given import GivenAdapter
 from nas_llm.peft.lora import Lora
+from nas_llm.peft.merging import TOLERANCES
 from nas_llm.peft.sparse_lora import SparseLora
 from nas_llm.samplers import SandwichSampler
 from nas_llm.search_space import SearchSpace
@@ -288,3 +290,67 @@ def test_two_processes_train_the_adapters_of_one(base, tmp_path):  # noqa: F811
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+
+
+def test_budgets_and_cards_count_what_is_exported(tied_lora, tmp_path):
+    """Merging unties the adapted output head, which makes the network larger than base and adapters together."""
+    run = FinishedRun(tied_lora)
+    base = run.supernet.num_base_parameters
+    untied = run.supernet.config.vocab_size * run.supernet.largest().hidden
+    assert {e.objectives["params"] for e in run.evaluations if e.architecture == run.space.largest()} == {base + untied}
+    smallest = min(run.front.evaluations, key=lambda e: e.objectives["params"])
+    budget, out = smallest.objectives["params"] + 1, tmp_path / "out"
+    assert cli.run(["export", f"run_dir={tied_lora}", f"max_params={budget}", f"export.path={out}"]) == 0
+    parameters = sum(p.numel() for p in nas_llm.from_pretrained(out).parameters())
+    assert parameters == smallest.objectives["params"]
+    said = f"of {parameters / 1e3:.1f} k parameters, {parameters / base:.1%} of the full network's"
+    assert said.replace(".1%", " %").replace("%", " %") in (out / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def tied_lora(base, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("tied")
+    config = json.loads((base / "model" / "config.json").read_text()) | {"tie_word_embeddings": True}
+    shutil.copytree(base / "model", folder / "model")
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    given = [f"model.path={folder / 'model'}", "peft=lora", "peft.r=4", "peft.lora_alpha=8", "trainer.max_steps=1"]
+    given += ["search_space=per_layer", "search_space.elastic=[rank,ffn]", "search_space.ranks=[2,4]"]
+    command = [a for a in arguments(base, folder / "run") if not a.startswith(("trainer.val", "search_space.steps"))]
+    assert cli.run([*command, *given]) == 0
+    return folder / "run"
+
+
+def test_what_a_merge_would_change_is_exported_apart_by_auto_alone(tied_lora, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(TOLERANCES, torch.float32, -1.0)
+    given = ["export", f"run_dir={tied_lora}", "architecture=largest"]
+    assert cli.run([*given, f"export.path={tmp_path / 'merged'}", "export.adapters=merged"]) == 2
+    assert "export.adapters=separate" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert cli.run([*given, f"export.path={out}"]) == 0
+    assert "They are not merged, for the merged model's logits differ" in (out / "README.md").read_text()
+    run, ids = FinishedRun(tied_lora), torch.arange(1, 13).view(1, 12)
+    from peft import PeftModel
+
+    small = PeftModel.from_pretrained(nas_llm.from_pretrained(out), str(out / "adapter")).eval()
+    with torch.no_grad():
+        assert torch.allclose(small(ids).logits, run.supernet.model.eval()(ids).logits, atol=1e-5)
+
+
+def test_an_adapter_beside_other_weights_is_refused(base, tied_lora, tmp_path, capsys):  # noqa: F811
+    """Its units are in the order of the sorted network; and of what is merged already, nothing is merged again."""
+    sorted_ = tied_lora / "supernet"
+    for adapters in ("merged", "separate"):
+        given = ["export", f"run_dir={tied_lora}", "architecture=largest", f"export.path={tmp_path / adapters}"]
+        assert cli.run([*given, f"export.adapters={adapters}"]) == 0
+    apart = tmp_path / "separate" / "adapter"
+    for model, adapter in ((tied_lora.parent / "model", sorted_ / "adapter"), (tmp_path / "merged", apart)):
+        given = [f"model.path={model}", f"model.adapter_path={adapter}"]
+        assert cli.run(arguments(base, tmp_path / "no", *given)) == 2
+        said = capsys.readouterr().err
+        assert f"model.adapter_path={adapter}: the network of model.path has other weights" in said
+        assert not (tmp_path / "no").exists()
+    for adapter in (sorted_ / "adapter", apart):
+        read = GivenAdapter.read(adapter)
+        assert read.base_fingerprint is not None
+        read.refuse_other_weights(nas_llm.from_pretrained(adapter.parent))
+        read.refuse_other_weights(nas_llm.from_pretrained(adapter.parent, dtype="bfloat16"))

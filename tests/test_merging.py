@@ -14,12 +14,14 @@ from test_lora import LORA, VARIANTS, trained, with_random_ranks
 from torch import nn
 
 import nas_llm
+from nas_llm.lightning.preparation import sparsify
 from nas_llm.models.loading import save_pretrained
-from nas_llm.peft.adapters import lora_layers, strip
+from nas_llm.peft.adapters import ACCIDENTAL, lora_layers, strip
 from nas_llm.peft.files import AdapterFile, read_adapter
 from nas_llm.peft.merging import merge, mergeable
 from nas_llm.peft.saving import load_supernet, save_supernet
 from nas_llm.peft.sparse_lora import SparseLora, masked_sum
+from nas_llm.sparsity.magnitude import Magnitude
 
 SPARSE = SparseLora(r=6, lora_alpha=12, lora_dropout=0.0)
 
@@ -171,3 +173,19 @@ def test_what_would_be_lost_is_refused_and_left_as_it_was():
     for key in ("use_dora", "embeddings"):
         with pytest.raises(ValueError, match=f"peft.{key}=true"):
             replace(SPARSE, **{key: True})
+
+
+def test_few_zeros_are_kept_where_the_base_was_made_sparse(tmp_path):
+    """Half a percent of zeros is no less promised than half of them."""
+    supernet = build("llama")
+    sparsify(supernet, Magnitude(sparsity=0.005, targets=["q_proj"]), list, tmp_path, resumes=False)
+    weight = supernet.model.get_submodule(next(iter(supernet.made_sparse))).weight
+    assert 0 < float((weight == 0).float().mean()) < ACCIDENTAL
+    trained(supernet)
+    save_supernet(supernet, tmp_path / "supernet", peft=LORA)
+    for found in (supernet, load_supernet(tmp_path / "supernet")):
+        assert found.made_sparse
+        small = found.extract(found.largest())
+        assert not mergeable(small)
+        with pytest.raises(ValueError, match="q_proj is sparse .*merging would fill the zeros"):
+            merge(small)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from nas_llm.architecture import Architecture
 from nas_llm.models.supernet import Supernet
 from nas_llm.models.timing import PHASES, Pass, Phase, refuse_too_long, threads, tokens_to_time
-from nas_llm.objectives.protocol import Direction
+from nas_llm.objectives.protocol import Direction, beside
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Latency:
         mode: "prefill" or "decode".
         device: as torch names it; None measures where the super-network lies.
         threads: of a CPU; None leaves the process's.
-        adapters: low-rank adapters run beside the weights, as they are trained; False merges them first.
+        adapters: low-rank adapters run beside the weights, as they are trained; False merges them first, None where
+            an export does.
 
     Raises:
         ValueError: a field out of range, a device that is not there, or a sequence longer than the model's positions.
@@ -64,7 +65,7 @@ class Latency:
     mode: Phase = "prefill"
     device: str | None = None
     threads: int | None = None
-    adapters: bool = True
+    adapters: bool | None = None
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "sequence_length": 1, "warmup": 0, "repeats": 1}
@@ -82,10 +83,10 @@ class Latency:
 
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
         small = supernet.extract(architecture)
-        if supernet.attached and not self.adapters:
+        if supernet.attached and not beside(supernet, self.adapters):
             from nas_llm.peft.merging import merge
 
-            merge(small)
+            merge(small, tolerances=None)
         return self.time(small).median_ms
 
     @torch.inference_mode()

@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, SETTINGS = "adapter_config.json", "adapter_model.safetensors", "nas_llm_adapter.json"
 PREFIX = "base_model.model."
+BASE = "nas_llm_base"  # in the metadata of the weights' file: the fingerprint of the network that they stand beside
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """The active adapters of a model: ``weights`` under the names that peft gives them in files."""
+    """The active adapters of a model: ``weights`` under the names that peft gives them in files, and the fingerprint of
+    the network that they stand beside (``base``)."""
 
     config: LoraConfig
     weights: dict[str, torch.Tensor]
+    base: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module, base: str | None = None) -> AdapterFile:
@@ -44,7 +47,8 @@ class AdapterFile:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True)
-        save_file(self.weights, folder / WEIGHTS, metadata={"format": "pt"})
+        metadata = {"format": "pt"} | ({} if self.base is None else {BASE: self.base})
+        save_file(self.weights, folder / WEIGHTS, metadata=metadata)
         self.config.save_pretrained(str(folder))
 
 
