@@ -95,12 +95,15 @@ class GivenAdapter:
             with safe_open(folder / WEIGHTS, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
                 metadata = file.metadata() or {}
+            method = recorded_method(folder) if (folder / SETTINGS).is_file() else None
+            if config["peft_type"] == type(method).__name__:
+                config["peft_type"] = "LORA"  # of which it is a kind of this program's
             _refuse_kind(config, named)
             return cls(
                 folder,
                 _modules(config, tensors, named),
                 bool(config.get("use_dora")),
-                recorded_method(folder) if (folder / SETTINGS).is_file() else None,
+                method,
                 config.get("base_model_name_or_path"),
                 metadata.get(BASE),
             )
@@ -108,8 +111,10 @@ class GivenAdapter:
             inside = folder / ADAPTER
             hint = f"; {inside} does" if (inside / CONFIG).is_file() else ""
             raise ValueError(f"{named}: it holds no adapter of peft ({CONFIG} and {WEIGHTS}){hint}") from error
-        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{named}: the adapter is damaged ({type(error).__name__}: {error})") from error
+        except SafetensorError as error:
+            raise ValueError(f"{named}: {WEIGHTS} is damaged ({error})") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{named}: {CONFIG} is damaged ({type(error).__name__}: {error})") from error
 
     @property
     def named(self) -> str:

@@ -18,7 +18,6 @@ from nas_llm.peft.files import SETTINGS, AdapterFile, read_adapter
 from nas_llm.peft.lora import Lora
 from nas_llm.run_directory import read_json
 
-
 SPARSE = "sparse"  # in the file of the settings: the modules that were made sparse
 
 
@@ -42,7 +41,7 @@ def save_supernet(
 
     def extra(folder: Path) -> None:
         write_order(supernet.order, folder)
-        adapters.write(folder / ADAPTER)
+        adapters.write(folder / ADAPTER, kind=None if type(peft) is Lora else type(peft).__name__)
         (folder / ADAPTER / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     save_pretrained(whole, path, tokenizer=tokenizer, extra=extra, setting="run_dir")

@@ -14,6 +14,7 @@ from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 
 CARD_FILE = "README.md"
+ADAPTER_FOLDER = "adapter"  # of an exported network, beside whose weights its adapters lie
 STANDARD = "standard sampler"  # trains the largest network alone
 UNNAMED = "supernet"  # the name of a run that was given none
 LOADERS = {  # by what can load the model; {place} is where {path} starts
@@ -77,6 +78,7 @@ def write_model_card(
         "recipe": recipe(run),
         "reader": reader,
         "packed": "quantization_config" in config,
+        "adapters": (folder / ADAPTER_FOLDER).is_dir(),
         "loader": LOADERS[reader].format(path=name or folder.name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "notes": notes,
@@ -139,6 +141,7 @@ def write_baseline_card(
         "recipe": [f"The pre-trained model is {base}.", summary, "It was not trained after that."],
         "reader": reader,
         "packed": "quantization_config" in config,
+        "adapters": False,
         "loader": LOADERS[reader].format(path=name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "notes": [],
