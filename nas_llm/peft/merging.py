@@ -24,7 +24,8 @@ from nas_llm.peft.sparse_lora import SparseLoraLinear
 if TYPE_CHECKING:
     from peft.tuners.lora.layer import LoraLayer
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
+# of float16 ten units in the last place (2^-10): its roundings alone make up to seven at rank 32
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PROBES, LENGTH = 4, 32  # random tokens on which both are compared
 
 

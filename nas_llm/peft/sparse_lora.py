@@ -62,7 +62,7 @@ def masked_sum(
     """
     first, second = (a.T, b.T) if transposed else (b, a)
     total = torch.addmm(weight, first.to(weight.dtype), second.to(weight.dtype), alpha=scaling)
-    return torch.where(weight != 0, total, total.new_zeros(())) if keep_zeros else total
+    return total.mul_(weight != 0) if keep_zeros else total  # in place: torch.where takes twice as long
 
 
 @dataclass(frozen=True)

@@ -146,11 +146,12 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     sparsity = build(cfg.sparsity)
     if sparsity is not None:
         chosen(supernet, sparsity)
-    quantization, layers = build(cfg.quantization), {}
+    quantization = build(cfg.quantization)
+    layers: list[nn.Module] = []
     if quantization is not None:
-        layers = layers_to_quantize(supernet, quantization.targets, quantization.group_size)
-        supernet.refuse_cut(space.smallest().without_ranks, layers.values())
-    refuse_base(cfg, supernet, layers.values())
+        layers = [*layers_to_quantize(supernet, quantization.targets, quantization.group_size).values()]
+    refuse_base(cfg, supernet, layers)
+    supernet.refuse_cut(space.smallest().without_ranks, layers)
     if quantized_modules(supernet.model) and cfg.trainer.max_steps != 0 and not cfg.get("peft"):
         raise ValueError(
             f"model.path={cfg.model.path} is quantised, so that its weights cannot be trained: add trainer.max_steps=0 "
