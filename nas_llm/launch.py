@@ -180,11 +180,12 @@ def _run_stage(cfg: DictConfig) -> None:
     task = [line for line in hydra_cfg.overrides.task if not line.startswith(("stage=", "run_dir="))]
     passed_over = unread(cfg.stage, task, cfg)  # of those that the run has recorded
     task = [line for line in task if line not in passed_over]
-    arguments = [cfg.stage, *task, text.assign("run_dir", Path(cfg.run_dir).absolute()), *_search_path()]
+    where = [text.assign("run_dir", Path(cfg.run_dir).absolute()), *_search_path()]
+    arguments, shown = [cfg.stage, *task, *where], [cfg.stage, *text.given(task), *where]
     with (
         _environment(arguments),
         _held(cfg),
-        provenance.recorded(cfg.run_dir, stage=cfg.stage, argv=["nas-llm", *arguments], seed=cfg.seed),
+        provenance.recorded(cfg.run_dir, stage=cfg.stage, argv=["nas-llm", *shown], seed=cfg.seed),
     ):
         if cfg.stage not in FILES_ONLY:
             from lightning import seed_everything

@@ -90,9 +90,14 @@ def recorded(run_dir: str | Path) -> list[str]:
 
 def to_record(overrides: Iterable[str]) -> list[str]:
     """What of a call's overrides belongs to the run."""
-    parsed = parse([text for text in overrides if not text.startswith("hydra")])
-    kept = [override for override in parsed if override.key_or_group not in NOT_RECORDED]
-    return [str(o.input_line) for i, o in enumerate(kept) if not _empties(o, kept[i + 1 :])]
+    parsed = parse(given([text for text in overrides if not text.startswith("hydra")]))
+    return [str(override.input_line) for override in parsed if override.key_or_group not in NOT_RECORDED]
+
+
+def given(overrides: Iterable[str]) -> list[str]:
+    """Those of a call that a user has given: what `replacing` has put before them is left out."""
+    parsed = parse(list(overrides))
+    return [str(o.input_line) for i, o in enumerate(parsed) if not _empties(o, parsed[i + 1 :])]
 
 
 def replacing(overrides: Sequence[str]) -> list[str]:

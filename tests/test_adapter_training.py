@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from test_train_stage import arguments, base  # noqa: F401  (fixtures)
 from training_fixtures import eval_loader, tiny_module, tiny_supernet, train_loader, trainer, weights
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import nas_llm
 from nas_llm import cli
@@ -22,8 +23,13 @@ from nas_llm.distillation.mix import hard_loss
 from nas_llm.lightning.checkpoint import read_checkpoint
 from nas_llm.lightning.output import Targets, output_loss
 from nas_llm.models.quantized_linear import QuantizedLinear
+from nas_llm.peft.files import read_adapter
+from nas_llm.peft.given import GivenAdapter
 from nas_llm.peft.lora import Lora
+from nas_llm.peft.merging import TOLERANCES
+from nas_llm.peft.saving import save_supernet
 from nas_llm.peft.sparse_lora import SparseLora
+from nas_llm.reporting import numbers
 from nas_llm.samplers import SandwichSampler
 from nas_llm.search_space import SearchSpace
 from nas_llm.stages.finished_run import FinishedRun
@@ -141,6 +147,7 @@ def test_a_run_with_adapters_is_searched_saved_and_exported(finished_lora, tmp_p
             from peft import PeftModel
 
             assert "adapter/, in peft's format" in card
+            assert "nothing but transformers is needed, and peft for its adapters" in card
             assert 'PeftModel.from_pretrained(model, "separate/adapter")' in card
             small = PeftModel.from_pretrained(small, str(out / "adapter"))
         else:
@@ -288,3 +295,109 @@ def test_two_processes_train_the_adapters_of_one(base, tmp_path):  # noqa: F811
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+
+
+def test_budgets_and_cards_count_what_is_exported(tied_lora, tmp_path):
+    """Merging unties the adapted output head, which makes the network larger than base and adapters together."""
+    run = FinishedRun(tied_lora)
+    before = run.supernet.num_base_parameters
+    untied = run.supernet.config.vocab_size * run.supernet.largest().hidden
+    largest = [e for e in run.evaluations if e.architecture == run.space.largest()]
+    assert {e.objectives["params"] for e in largest} == {before + untied}
+    smallest = min(run.front.evaluations, key=lambda e: e.objectives["params"])
+    budget, out = smallest.objectives["params"] + 1, tmp_path / "out"
+    assert cli.run(["export", f"run_dir={tied_lora}", f"max_params={budget}", f"export.path={out}"]) == 0
+    parameters = sum(p.numel() for p in nas_llm.from_pretrained(out).parameters())
+    assert parameters == smallest.objectives["params"]
+    said = f"of {numbers.count(parameters)} parameters, {numbers.percent(parameters / before)} of the full network's"
+    assert said in (out / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def tied_lora(base, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("tied")
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(base / "model", tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / "model" / name, folder / "model")
+    given = [f"model.path={folder / 'model'}", "peft=lora", "peft.r=4", "peft.lora_alpha=8", "trainer.max_steps=1"]
+    given += ["search_space=per_layer", "search_space.elastic=[rank,ffn]", "search_space.ranks=[2,4]"]
+    command = [a for a in arguments(base, folder / "run") if not a.startswith(("trainer.val", "search_space.steps"))]
+    assert cli.run([*command, *given]) == 0
+    return folder / "run"
+
+
+def test_what_a_merge_would_change_is_exported_apart_by_auto_alone(tied_lora, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(TOLERANCES, torch.float32, -1.0)
+    given = ["export", f"run_dir={tied_lora}", "architecture=largest"]
+    assert cli.run([*given, f"export.path={tmp_path / 'merged'}", "export.adapters=merged"]) == 2
+    assert "export.adapters=separate" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert cli.run([*given, f"export.path={out}"]) == 0
+    assert "They are not merged, for the merged model's logits differ" in (out / "README.md").read_text()
+    run, ids = FinishedRun(tied_lora), torch.arange(1, 13).view(1, 12)
+    from peft import PeftModel
+
+    small = PeftModel.from_pretrained(nas_llm.from_pretrained(out), str(out / "adapter")).eval()
+    with torch.no_grad():
+        assert torch.allclose(small(ids).logits, run.supernet.model.eval()(ids).logits, atol=1e-5)
+
+
+def test_an_adapter_beside_other_weights_is_refused(base, tied_lora, tmp_path, capsys):  # noqa: F811
+    """Its units are in the order of the sorted network; and of what is merged already, nothing is merged again."""
+    sorted_ = tied_lora / "supernet"
+    for adapters in ("merged", "separate"):
+        given = ["export", f"run_dir={tied_lora}", "architecture=largest", f"export.path={tmp_path / adapters}"]
+        assert cli.run([*given, f"export.adapters={adapters}"]) == 0
+    apart = tmp_path / "separate" / "adapter"
+    for model, adapter in ((tied_lora.parent / "model", sorted_ / "adapter"), (tmp_path / "merged", apart)):
+        given = [f"model.path={model}", f"model.adapter_path={adapter}"]
+        assert cli.run(arguments(base, tmp_path / "no", *given)) == 2
+        said = capsys.readouterr().err
+        assert f"model.adapter_path={adapter}: the network of model.path has other weights" in said
+        assert not (tmp_path / "no").exists()
+    for adapter in (sorted_ / "adapter", apart):
+        read = GivenAdapter.read(adapter)
+        assert read.base_fingerprint is not None
+        read.refuse_other_weights(nas_llm.from_pretrained(adapter.parent))
+        read.refuse_other_weights(nas_llm.from_pretrained(adapter.parent, dtype="bfloat16"))
+
+
+def test_adapters_that_do_not_go_with_the_base_are_refused_before_anything_is_computed(base, tmp_path, capsys):  # noqa: F811
+    quantised = ["quantization=rtn", "quantization.group_size=8"]
+    for given, said in {
+        ("peft=sparse_peft", "sparsity=magnitude", *quantised): "is quantised, and adapters of that kind",
+        ("peft=qa_sparse_peft", "peft.target_modules=[q_proj]", "quantization.targets=[v_proj]", *quantised): "none of",
+        ("peft=sparse_peft",): "peft=sparse_peft cannot take effect: none of the matrices",
+        ("peft=lora", "model.dtype=float16"): "model.dtype=float16: in float16 an optimizer's steps are not finite",
+    }.items():
+        assert cli.run(arguments(base, tmp_path / "no", "peft.r=4", *given)) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()  # nothing was sorted, sparsified or quantised for it
+
+
+def test_stock_peft_refuses_adapters_whose_function_it_does_not_have(tmp_path):
+    from peft import PeftModel
+
+    for name, method in METHODS.items():
+        supernet = adapted(method)
+        save_supernet(supernet, tmp_path / name, peft=method)
+        model, folder = nas_llm.from_pretrained(tmp_path / name), tmp_path / name / "adapter"
+        assert GivenAdapter.read(folder).method == method
+        if name != "sparse":
+            PeftModel.from_pretrained(model, str(folder))
+            continue
+        with pytest.raises(KeyError, match="SparseLora"):
+            PeftModel.from_pretrained(model, str(folder))
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_the_damaged_file_of_an_adapter_is_named(tmp_path, name):
+    supernet = adapted()
+    save_supernet(supernet, tmp_path / "one", peft=LORA)
+    folder = tmp_path / "one" / "adapter"
+    (folder / name).write_bytes((folder / name).read_bytes()[:50])
+    for read in (GivenAdapter.read, lambda folder: read_adapter(supernet, folder)):
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            read(folder)

@@ -421,6 +421,9 @@ def test_recorded_paths_stay_valid_in_other_directories(tmp_path: Path) -> None:
 def test_what_belongs_to_one_call_is_not_recorded() -> None:
     given = ["seed=1", "run_dir=x", "ckpt_path=last", "stage=train", "hydra.verbose=true", "~logger"]
     assert text.to_record(given) == ["seed=1", "~logger"]
+    ranks = ["seed=1", "search_space.ranks=[8,4]"]
+    assert text.given(text.replacing(ranks)) == ranks
+    assert text.given(["search_space.ranks=null"]) == ["search_space.ranks=null"]
 
 
 def test_the_jobs_of_a_sweep_are_every_combination() -> None:

@@ -14,12 +14,16 @@ from test_lora import LORA, VARIANTS, trained, with_random_ranks
 from torch import nn
 
 import nas_llm
+from nas_llm.lightning.preparation import sparsify
 from nas_llm.models.loading import save_pretrained
-from nas_llm.peft.adapters import lora_layers, strip
+from nas_llm.models.supernet import Supernet
+from nas_llm.peft.adapters import ACCIDENTAL, factors, lora_layers, strip
 from nas_llm.peft.files import AdapterFile, read_adapter
+from nas_llm.peft.lora import Lora
 from nas_llm.peft.merging import merge, mergeable
 from nas_llm.peft.saving import load_supernet, save_supernet
 from nas_llm.peft.sparse_lora import SparseLora, masked_sum
+from nas_llm.sparsity.magnitude import Magnitude
 
 SPARSE = SparseLora(r=6, lora_alpha=12, lora_dropout=0.0)
 
@@ -171,3 +175,29 @@ def test_what_would_be_lost_is_refused_and_left_as_it_was():
     for key in ("use_dora", "embeddings"):
         with pytest.raises(ValueError, match=f"peft.{key}=true"):
             replace(SPARSE, **{key: True})
+
+
+def test_few_zeros_are_kept_where_the_base_was_made_sparse(tmp_path):
+    """Half a percent of zeros is no less promised than half of them."""
+    supernet = build("llama")
+    sparsify(supernet, Magnitude(sparsity=0.005, targets=["q_proj"]), list, tmp_path, resumes=False)
+    weight = supernet.model.get_submodule(next(iter(supernet.made_sparse))).weight
+    assert 0 < float((weight == 0).float().mean()) < ACCIDENTAL
+    trained(supernet)
+    save_supernet(supernet, tmp_path / "supernet", peft=LORA)
+    for found in (supernet, load_supernet(tmp_path / "supernet")):
+        assert found.made_sparse
+        small = found.extract(found.largest())
+        assert not mergeable(small)
+        with pytest.raises(ValueError, match="q_proj is sparse .*merging would fill the zeros"):
+            merge(small)
+
+
+def test_rounding_in_float16_alone_is_no_difference():
+    supernet = Supernet.from_pretrained("microworld_llama", dtype="float16")
+    Lora(r=32, lora_alpha=64, lora_dropout=0.0)(supernet)
+    generator = torch.Generator().manual_seed(0)
+    for _, layer in lora_layers(supernet.model):
+        b = factors(layer)[1]
+        b.data.copy_(0.01 * torch.randn(b.shape, generator=generator))
+    assert 5e-3 < merge(supernet.extract(supernet.largest())).difference < 1e-2

@@ -225,6 +225,8 @@ def test_impossible_settings_are_refused(method, settings, says):
 def test_impossible_settings_of_sparsegpt_are_refused():
     with pytest.raises(ValueError, match=r"block_size=6: allowed is a multiple of 4, by sparsity\.pattern=2:4"):
         SparseGPT(pattern="2:4", block_size=6)
+    with pytest.raises(ValueError, match=r"whose 7 has to divide the widths .*; as sparsity\.block_size=126"):
+        SparseGPT(pattern="3:7")
     with pytest.raises(ValueError, match=r"sparsity\.block_size=0"):
         SparseGPT(0.5, block_size=0)
     with pytest.raises(ValueError, match=r"sparsity\.damping=-1"):

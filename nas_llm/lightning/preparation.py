@@ -89,6 +89,7 @@ def sparsify(
         read_sparse_weights(supernet, run_dir)
         return
     counts = sparsity(supernet, WhenAsked(batches))
+    supernet.made_sparse = frozenset(name for name, zeros in counts.by_name.items() if zeros.zeros)
     if is_main_process():
         write_sparse_weights(supernet, counts, run_dir, method=repr(sparsity))
         print(summary(supernet, counts))

@@ -70,6 +70,7 @@ class Supernet(nn.Module):
         self._costs = Costs.of(self._shared, self._in_layer, self._full)
         self._attached: tuple[Attached, ...] = ()
         self._base_costs = self._costs
+        self.made_sparse: frozenset[str] = frozenset()  # names of modules, whose zeros are to stay
 
     @classmethod
     def from_pretrained(
@@ -296,6 +297,11 @@ class Supernet(nn.Module):
             return self._costs.num_parameters(architecture)
         untied = self._untied_by_merging(architecture)
         return self._base_costs.num_parameters(architecture.without_ranks) + untied
+
+    @property
+    def num_base_parameters(self) -> int:
+        """Parameters of the whole network without adapters, tied weights counted once."""
+        return self._base_costs.num_parameters(self._full.without_ranks)
 
     def macs(self, architecture: Architecture, *, batch_size: int, sequence_length: int, adapters: bool = True) -> int:
         """Multiply-accumulates of a forward pass: projections, output head, attention (full square, no mask); without

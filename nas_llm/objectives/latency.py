@@ -24,7 +24,7 @@ from nas_llm.models.timing import (
     threads,
     tokens_to_time,
 )
-from nas_llm.objectives.protocol import Direction
+from nas_llm.objectives.protocol import Direction, beside
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Latency:
         mode: "prefill" or "decode".
         device: as torch names it; None measures where the super-network lies.
         threads: of a CPU; None leaves the process's.
-        adapters: low-rank adapters run beside the weights, as they are trained; False merges them first.
+        adapters: low-rank adapters run beside the weights, as they are trained; False merges them first, None where
+            an export does.
 
     Raises:
         ValueError: a field out of range, a device that is not there, or a sequence longer than the model's positions.
@@ -56,7 +57,7 @@ class Latency:
     mode: Phase = "prefill"
     device: str | None = None
     threads: int | None = None
-    adapters: bool = True
+    adapters: bool | None = None
 
     def __post_init__(self) -> None:
         least = {"batch_size": 1, "sequence_length": 1, "warmup": 0, "repeats": 1}
@@ -71,10 +72,10 @@ class Latency:
 
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
         small = supernet.extract(architecture)
-        if supernet.attached and not self.adapters:
+        if supernet.attached and not beside(supernet, self.adapters):
             from nas_llm.peft.merging import merge
 
-            merge(small)
+            merge(small, tolerances=None)
         return self.time(small).median_ms
 
     @torch.inference_mode()

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from nas_llm.architecture import Architecture
 from nas_llm.models.supernet import Supernet
-from nas_llm.objectives.protocol import Direction
+from nas_llm.objectives.protocol import Direction, beside
 
 
 @dataclass(frozen=True)
 class Macs:
-    """MACs of a forward pass over (batch_size, sequence_length), or of it per token; without ``adapters`` those of the
-    network into which they are merged.
+    """MACs of a forward pass over (batch_size, sequence_length), or of it per token; ``adapters`` as of
+    :class:`~nas_llm.objectives.Params`.
 
     Raises:
         ValueError: a size below 1.
@@ -26,7 +26,7 @@ class Macs:
     batch_size: int = 1
     sequence_length: int = 128
     per_token: bool = False
-    adapters: bool = True
+    adapters: bool | None = None
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "sequence_length"):
@@ -38,6 +38,6 @@ class Macs:
             architecture,
             batch_size=self.batch_size,
             sequence_length=self.sequence_length,
-            adapters=self.adapters,
+            adapters=beside(supernet, self.adapters),
         )
         return macs / (self.batch_size * self.sequence_length) if self.per_token else float(macs)

@@ -70,6 +70,16 @@ class Sampled(Protocol):
         """How many."""
 
 
+def beside(supernet: Supernet, adapters: bool | None) -> bool:
+    """Whether low-rank adapters are counted and run beside the weights: as ``adapters`` says, or, where it is None, as
+    an export with ``export.adapters=auto`` writes them."""
+    if adapters is not None or not supernet.attached:
+        return bool(adapters)
+    from nas_llm.peft.merging import mergeable
+
+    return not mergeable(supernet.model)
+
+
 def measure(
     objectives: Sequence[Objective],
     supernet: Supernet,
@@ -87,7 +97,9 @@ def measure(
         derived = objective.derive(measured) if isinstance(objective, Derived) else None
         measured[objective] = objective(supernet, architecture) if derived is None else derived
     named = {objective.name: measured[objective] for objective in objectives}
-    return {"params": float(supernet.num_parameters(architecture)), **named}
+    if "params" in named:
+        return {"params": named["params"], **named}
+    return {"params": float(supernet.num_parameters(architecture, adapters=beside(supernet, None))), **named}
 
 
 def directions(objectives: Iterable[Objective]) -> dict[str, Direction]:

@@ -8,18 +8,18 @@ from typing import ClassVar
 
 from nas_llm.architecture import Architecture
 from nas_llm.models.supernet import Supernet
-from nas_llm.objectives.protocol import Direction
+from nas_llm.objectives.protocol import Direction, beside
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Bytes of the sub-network's weights; without ``adapters`` those of the network into which they are merged."""
+    """Bytes of the sub-network's weights; ``adapters`` as of :class:`~nas_llm.objectives.Params`."""
 
     name: ClassVar[str] = "weight_bytes"
     unit: ClassVar[str] = "B"
     direction: ClassVar[Direction] = "min"
 
-    adapters: bool = True
+    adapters: bool | None = None
 
     def __call__(self, supernet: Supernet, architecture: Architecture) -> float:
-        return float(supernet.weight_bytes(architecture, adapters=self.adapters))
+        return float(supernet.weight_bytes(architecture, adapters=beside(supernet, self.adapters)))

@@ -9,7 +9,7 @@ whole one with rows of A and columns of B left out.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from nas_llm.models.attached import Attached
 from nas_llm.models.axes import Layout, rank_axis
+from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
 from nas_llm.peft.groups import Target
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from peft.tuners.lora.layer import LoraLayer
 
+SPARSE_BASE = "base_is_sparse"  # attribute of an adapted module
+ACCIDENTAL = 0.01  # of a weight's entries may be zero by themselves
 NAME = "default"  # of the adapter, which peft leaves out of file names
 
 
@@ -46,7 +49,23 @@ def inject(supernet: Supernet, targets: Sequence[Target], config: LoraConfig, *,
         inject_adapter_in_model(config, supernet.model, adapter_name=NAME)
     layers = {id(layer.get_base_layer()): layer for _, layer in lora_layers(supernet.model)}
     assert len(layers) == len(targets)
+    mark_sparse(supernet.model, supernet.made_sparse)
     supernet.attach([part for target in targets for part in _parts(target, layers[id(target.module)], config.r)])
+
+
+def mark_sparse(model: nn.Module, known: Container[str] = ()) -> None:
+    """Notes beside which adapters a sparse weight stands, whose zeros are to stay: those ``known``, by their names, to
+    have been made sparse, and those with so many zeros that it is no accident."""
+    for name, layer in lora_layers(model):
+        base = base_of(layer)
+        counted = name not in known and not isinstance(base, QuantizedLinear)
+        zeros = int((base.weight == 0).sum()) / base.weight.numel() if counted else 0.0
+        vars(layer)[SPARSE_BASE] = name in known or zeros > ACCIDENTAL
+
+
+def is_sparse(layer: LoraLayer) -> bool:
+    """Whether the weight beside the adapter is sparse, as ``mark_sparse`` has noted."""
+    return bool(vars(layer)[SPARSE_BASE])
 
 
 def remove(supernet: Supernet) -> None:

@@ -25,27 +25,35 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, SETTINGS = "adapter_config.json", "adapter_model.safetensors", "nas_llm_adapter.json"
 PREFIX = "base_model.model."
+BASE = "nas_llm_base"  # in the metadata of the weights' file: the fingerprint of the network that they stand beside
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """The active adapters of a model: ``weights`` under the names that peft gives them in files."""
+    """The active adapters of a model: ``weights`` under the names that peft gives them in files, and the fingerprint of
+    the network that they stand beside (``base``)."""
 
     config: LoraConfig
     weights: dict[str, torch.Tensor]
+    base: str | None = None
 
     @classmethod
     def of(cls, model: nn.Module, base: str | None = None) -> AdapterFile:
         """``base`` is where the network lies that they belong to."""
         return cls(_config(model, base), _weights(model))
 
-    def write(self, folder: Path) -> None:
-        """Into a new folder."""
+    def write(self, folder: Path, *, kind: str | None = None) -> None:
+        """Into a new folder; ``kind`` stands as the type of adapters whose function is not that of peft's own layers,
+        so that peft, which does not know it, refuses them."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True)
-        save_file(self.weights, folder / WEIGHTS, metadata={"format": "pt"})
+        metadata = {"format": "pt"} | ({} if self.base is None else {BASE: self.base})
+        save_file(self.weights, folder / WEIGHTS, metadata=metadata)
         self.config.save_pretrained(str(folder))
+        if kind is not None:
+            config = json.loads((folder / CONFIG).read_text())
+            (folder / CONFIG).write_text(json.dumps(config | {"peft_type": kind}, indent=2) + "\n")
 
 
 def read_adapter(supernet: Supernet, folder: Path, *, setting: str = "adapter") -> None:
@@ -63,8 +71,10 @@ def read_adapter(supernet: Supernet, folder: Path, *, setting: str = "adapter") 
         rank = json.loads((folder / CONFIG).read_text())["r"]
     except FileNotFoundError as error:
         raise ValueError(f"{setting}={folder}: it holds no adapter ({CONFIG} and {WEIGHTS})") from error
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{setting}={folder}: the adapter is damaged ({error})") from error
+    except SafetensorError as error:
+        raise ValueError(f"{setting}={folder}: {WEIGHTS} is damaged ({error})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{setting}={folder}: {CONFIG} is damaged ({error})") from error
     there = {name: tuple(tensor.shape) for name, tensor in _weights(supernet.model).items()}
     given = {name: tuple(tensor.shape) for name, tensor in found.items()}
     if there != given:

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from nas_llm.models.fingerprint import fingerprint_of_model
 from nas_llm.models.loading import ADAPTER
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
-from nas_llm.peft.adapters import NAME, base_of, factors, lora_layers
-from nas_llm.peft.files import CONFIG, PREFIX, SETTINGS, WEIGHTS
+from nas_llm.peft.adapters import NAME, base_of, factors, lora_layers, mark_sparse
+from nas_llm.peft.files import BASE, CONFIG, PREFIX, SETTINGS, WEIGHTS
 from nas_llm.peft.lora import Lora
 from nas_llm.peft.merging import lossy, merge
 from nas_llm.peft.qa_sparse_lora import QaSparseLora
@@ -79,6 +79,7 @@ class GivenAdapter:
     use_dora: bool
     method: Lora | None  # None: peft's plain ones
     base: str | None  # the network that the file says it is of
+    base_fingerprint: str | None = None  # of its weights, where this program wrote the file
 
     @classmethod
     def read(cls, folder: str | Path) -> GivenAdapter:
@@ -91,21 +92,29 @@ class GivenAdapter:
         named = f"model.adapter_path={folder}"
         try:
             config = json.loads((folder / CONFIG).read_text())
-            tensors = load_file(folder / WEIGHTS)
+            with safe_open(folder / WEIGHTS, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                metadata = file.metadata() or {}
+            method = recorded_method(folder) if (folder / SETTINGS).is_file() else None
+            if config["peft_type"] == type(method).__name__:
+                config["peft_type"] = "LORA"  # of which it is a kind of this program's
             _refuse_kind(config, named)
             return cls(
                 folder,
                 _modules(config, tensors, named),
                 bool(config.get("use_dora")),
-                recorded_method(folder) if (folder / SETTINGS).is_file() else None,
+                method,
                 config.get("base_model_name_or_path"),
+                metadata.get(BASE),
             )
         except (FileNotFoundError, NotADirectoryError) as error:
             inside = folder / ADAPTER
             hint = f"; {inside} does" if (inside / CONFIG).is_file() else ""
             raise ValueError(f"{named}: it holds no adapter of peft ({CONFIG} and {WEIGHTS}){hint}") from error
-        except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{named}: the adapter is damaged ({type(error).__name__}: {error})") from error
+        except SafetensorError as error:
+            raise ValueError(f"{named}: {WEIGHTS} is damaged ({error})") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{named}: {CONFIG} is damaged ({type(error).__name__}: {error})") from error
 
     @property
     def named(self) -> str:
@@ -121,6 +130,23 @@ class GivenAdapter:
             for matrix in (found.a, found.b, *(() if found.magnitude is None else (found.magnitude,))):
                 digest.update(matrix.float().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def refuse_other_weights(self, model: PreTrainedModel) -> None:
+        """Compare the weights of a plain model, in its own order, with those that the adapters were trained beside, as
+        far as the file says which these were. (float16 rounds float32's weights in another way than bfloat16, in which
+        they are compared.)
+
+        Raises:
+            ValueError: they are others.
+        """
+        known = self.base_fingerprint
+        if known is None or model.dtype == torch.float16 or fingerprint_of_model(model) == known:
+            return
+        whose = f", {self.base}" if self.base else ""
+        raise ValueError(
+            f"{self.named}: the network of model.path has other weights than that which it was trained beside{whose}: "
+            "its units are in another order, or adapters are merged into it already; set model.path to that network"
+        )
 
     @torch.no_grad()
     def merge_into(self, model: PreTrainedModel) -> None:
@@ -145,6 +171,7 @@ class GivenAdapter:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, model, adapter_name=NAME)
+        mark_sparse(model)
         for name, layer in lora_layers(model):
             self._fill(layer, self.modules[name])
         if self.method is not None:

@@ -6,7 +6,7 @@ columns' magnitudes are learnt apart (Liu et al., 2024). Only the adapters train
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,10 @@ class Lora:
             ValueError: no matrix to carry them, a rank above a module's size, or adapters are there already.
         """
         self.add(supernet)
+
+    def refuse_base(self, supernet: Supernet, to_quantize: Collection[nn.Module] = ()) -> None:
+        """Raises ValueError where this kind of adapter does not go with the network, of which ``to_quantize`` are
+        linear layers that will be quantised before; any weight may have plain adapters."""
 
     def add(self, supernet: Supernet) -> None:
         """Adds peft's plain layers of the same shapes, as long as nothing is trained the same function as any other."""

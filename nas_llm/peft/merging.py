@@ -6,6 +6,8 @@ the codes of a quantised one.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,26 +17,31 @@ from transformers import PreTrainedModel
 
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.quantized_weight import QuantizedWeight
-from nas_llm.peft.adapters import base_of, factors, lora_layers, strip
+from nas_llm.peft.adapters import base_of, factors, is_sparse, lora_layers, strip
 from nas_llm.peft.qa_sparse_lora import QaSparseLoraLinear
 from nas_llm.peft.sparse_lora import SparseLoraLinear
 
 if TYPE_CHECKING:
     from peft.tuners.lora.layer import LoraLayer
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
-SPARSE = 0.01  # of exact zeros: a weight with more of them was made sparse
+# of float16 ten units in the last place (2^-10): its roundings alone make up to seven at rank 32
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 PROBES, LENGTH = 4, 32  # random tokens on which both are compared
+
+
+class MergeDifference(ValueError):
+    """The merged model's logits differ from the unmerged one's by more than the precision explains."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """``difference``: the largest of the logits of random tokens, relative to the largest logit; ``sparsity`` of the
-    merged weights before and after."""
+    """``difference``: the largest of the logits of random tokens, relative to the largest logit; ``sparse``: some of
+    the weights are, which have ``zeros_before`` and ``zeros_after`` among ``size`` entries."""
 
     difference: float
     tolerance: float
     modules: int
+    sparse: bool
     zeros_before: int
     zeros_after: int
     size: int
@@ -43,7 +50,7 @@ class Merged:
     def summary(self) -> str:
         """One sentence for the model card."""
         before, after = self.zeros_before / self.size, self.zeros_after / self.size
-        kept = "" if before < SPARSE else f"; {before:.2%} of the weights were zero before, {after:.2%} are after"
+        kept = "" if not self.sparse else f"; {before:.2%} of the weights were zero before, {after:.2%} are after"
         return (
             f"The low-rank adapters of {self.modules} matrices are merged into the weights: the logits differ from the "
             f"unmerged ones by {self.difference:.1e} of their scale (at most {self.tolerance:.0e} is allowed){kept}."
@@ -51,8 +58,10 @@ class Merged:
 
 
 @torch.no_grad()
-def merge(model: PreTrainedModel) -> Merged:
+def merge(model: PreTrainedModel, tolerances: Mapping[torch.dtype, float] | None = TOLERANCES) -> Merged:
     """Merges the adapters of an extracted model in place and takes them off.
+
+    ``tolerances`` of the logits, by the model's precision; None: whatever the difference is.
 
     Raises:
         ValueError: there are none (they may have been merged before), a merge would lose what the base promises, or
@@ -66,6 +75,7 @@ def merge(model: PreTrainedModel) -> Merged:
         refuse_lossy(name, layer)
     weights: list[torch.Tensor] = [base_of(layer).weight for _, layer in layers]
     zeros_before, size = sum(map(_zeros, weights)), sum(weight.numel() for weight in weights)
+    sparse = any(is_sparse(layer) for _, layer in layers)
     kept = [(layer, _promised(layer)) for _, layer in layers]
     before = _probe(model)
     _untie(model)
@@ -77,26 +87,28 @@ def merge(model: PreTrainedModel) -> Merged:
     strip(model)
     after = _probe(model)
     difference = ((before - after).abs().max() / before.abs().max()).item()
-    tolerance = TOLERANCES[model.dtype]
+    tolerance = math.inf if tolerances is None else tolerances[model.dtype]
     if not difference <= tolerance:
-        raise ValueError(
+        raise MergeDifference(
             f"the merged model's logits differ from the unmerged one's by {difference:.2g} of their scale; "
             f"{model.dtype} explains {tolerance:.0e}: export the adapters apart, export.adapters=separate"
         )
     for layer, promised in kept:
         _refuse_broken(layer, promised)
     zeros_after = sum(_zeros(base_of(layer).weight) for _, layer in layers)
-    return Merged(difference, tolerance, len(layers), zeros_before, zeros_after, size)
+    return Merged(difference, tolerance, len(layers), sparse, zeros_before, zeros_after, size)
 
 
 def mergeable(model: nn.Module) -> bool:
-    """Whether every adapter can become part of its weight without loss."""
-    try:
-        for name, layer in lora_layers(model):
-            refuse_lossy(name, layer)
-    except ValueError:
-        return False
-    return True
+    """Whether every adapter can become part of its weight without loss, whatever its values are."""
+    return not any(_is_apart(layer) for _, layer in lora_layers(model))
+
+
+def _is_apart(layer: LoraLayer) -> bool:
+    """Whether the sum of the weight and a dense adapter would lose zeros or codes."""
+    if isinstance(base_of(layer), QuantizedLinear):
+        return not isinstance(layer, QaSparseLoraLinear)
+    return is_sparse(layer) and not isinstance(layer, SparseLoraLinear)
 
 
 def stock_adapters(model: nn.Module) -> bool:
@@ -117,17 +129,15 @@ def refuse_lossy(name: str, layer: LoraLayer) -> None:
 
 def lossy(name: str, layer: LoraLayer) -> str | None:
     """What a weight would lose by merging; None where it loses nothing."""
-    if isinstance(layer, QaSparseLoraLinear):
+    if not _is_apart(layer):
         return None
     if isinstance(base_of(layer), QuantizedLinear):
         return f"{name} is quantised, and the sum of it and a dense adapter has no codes"
-    weight = base_of(layer).weight
     a, b = factors(layer)
-    if isinstance(layer, SparseLoraLinear) or not (a.any() and b.any()):
+    if not (a.any() and b.any()):
         return None
+    weight = base_of(layer).weight
     share = _zeros(weight) / weight.numel()
-    if share <= SPARSE:
-        return None
     return f"{name} is sparse ({share:.0%} zeros) and its adapter dense: merging would fill the zeros"
 
 

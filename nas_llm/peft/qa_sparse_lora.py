@@ -9,6 +9,7 @@ straight through the rounding. Merging takes the codes q of the trained sum: not
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +64,14 @@ class QaSparseLora(SparseLora):
 
     keep_zeros: bool = True
 
-    def __call__(self, supernet: Supernet) -> None:
-        if not any(isinstance(target.module, QuantizedLinear) for target in self.targets(supernet)):
+    def refuse_base(self, supernet: Supernet, to_quantize: Collection[nn.Module] = ()) -> None:
+        """Raises ValueError where none of the weights is quantised."""
+        modules = [target.module for target in self.targets(supernet)]
+        if not any(isinstance(module, QuantizedLinear) or module in to_quantize for module in modules):
             raise ValueError(
                 "peft=qa_sparse_peft: none of the matrices is quantised; add quantization=gptq (or rtn), or set "
                 "peft=sparse_peft"
             )
-        self.add(supernet)
-        self.convert(supernet.model)
 
     def convert(self, model: nn.Module) -> None:
         for _, layer in lora_layers(model):

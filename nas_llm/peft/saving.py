@@ -9,12 +9,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from nas_llm.models.fingerprint import fingerprint_of_model
 from nas_llm.models.loading import ADAPTER, save_pretrained
 from nas_llm.models.order import write_order
 from nas_llm.models.supernet import Supernet
 from nas_llm.peft.adapters import strip
 from nas_llm.peft.files import SETTINGS, AdapterFile, read_adapter
 from nas_llm.peft.lora import Lora
+from nas_llm.run_directory import read_json
+
+SPARSE = "sparse"  # in the file of the settings: the modules that were made sparse
 
 
 def save_supernet(
@@ -29,14 +33,15 @@ def save_supernet(
         supernet.save(path, tokenizer=tokenizer)
         return
     whole = supernet.extract(supernet.largest())
-    settings = {"method": type(peft).__name__} | dataclasses.asdict(peft)
+    settings = {"method": type(peft).__name__, SPARSE: sorted(supernet.made_sparse)} | dataclasses.asdict(peft)
 
     adapters = AdapterFile.of(whole, str(path))
     strip(whole)
+    adapters = dataclasses.replace(adapters, base=fingerprint_of_model(whole))
 
     def extra(folder: Path) -> None:
         write_order(supernet.order, folder)
-        adapters.write(folder / ADAPTER)
+        adapters.write(folder / ADAPTER, kind=None if type(peft) is Lora else type(peft).__name__)
         (folder / ADAPTER / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     save_pretrained(whole, path, tokenizer=tokenizer, extra=extra, setting="run_dir")
@@ -51,7 +56,9 @@ def load_supernet(path: Path, **kwargs: Any) -> Supernet:
     supernet = Supernet.load(path, **kwargs)
     folder = path / ADAPTER
     if folder.is_dir():
-        recorded_method(folder)(supernet)
+        method = recorded_method(folder)
+        supernet.made_sparse = frozenset(read_json(folder / SETTINGS).get(SPARSE, ()))
+        method(supernet)
         read_adapter(supernet, folder, setting="run_dir")
     return supernet
 
@@ -68,6 +75,7 @@ def recorded_method(folder: Path) -> Lora:
     methods = {method.__name__: method for method in (Lora, SparseLora, QaSparseLora)}
     try:
         settings = json.loads((folder / SETTINGS).read_text())
+        settings.pop(SPARSE, None)
         return methods[settings.pop("method")](**settings)
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(

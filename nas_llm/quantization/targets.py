@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 
 from torch import nn
 
@@ -44,7 +45,17 @@ def layers_to_quantize(supernet: Supernet, targets: Targets, group_size: int) ->
                 raise _no_match(targets, target, every)
         found = {name: m for name, m in every.items() if any(_matches(name, target) for target in targets)}
     for name, module in found.items():
-        _refuse(supernet, name, module, group_size)
+        _refuse(supernet, name, module)
+    widths = {name: module.in_features for name, module in found.items()}
+    for name, width in widths.items():
+        if width % group_size:
+            common = gcd(*widths.values())
+            below = max(size for size in range(1, min(common, group_size) + 1) if common % size == 0)
+            raise ValueError(
+                f"quantization.group_size={group_size} does not divide the width of {name}, {width}: set "
+                f"quantization.group_size={below}, which divides those of all layers, or leave it out of "
+                "quantization.targets"
+            )
     return found
 
 
@@ -52,7 +63,7 @@ def _linear(supernet: Supernet) -> dict[str, nn.Linear]:
     return {name: module for name, module in supernet.model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _refuse(supernet: Supernet, name: str, module: nn.Linear, group_size: int) -> None:
+def _refuse(supernet: Supernet, name: str, module: nn.Linear) -> None:
     if isinstance(module, QuantizedLinear):
         raise ValueError(
             f"{name} is quantised already, to {module.bits} bits: set quantization=none, or model.path to the network "
@@ -71,13 +82,6 @@ def _refuse(supernet: Supernet, name: str, module: nn.Linear, group_size: int) -
         raise ValueError(
             f"{name} shares its weight with {shared}, so that it cannot be quantised alone: leave it out of "
             "quantization.targets"
-        )
-    if weight.shape[1] % group_size:
-        divisors = [size for size in range(1, weight.shape[1] + 1) if weight.shape[1] % size == 0]
-        below = max([size for size in divisors if size <= group_size])
-        raise ValueError(
-            f"quantization.group_size={group_size} does not divide the width of {name}, {weight.shape[1]}: set "
-            f"quantization.group_size={below}, or leave it out of quantization.targets"
         )
     if not weight.isfinite().all():
         raise ValueError(

@@ -14,6 +14,7 @@ from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 
 CARD_FILE = "README.md"
+ADAPTER_FOLDER = "adapter"  # of an exported network, beside whose weights its adapters lie
 STANDARD = "standard sampler"  # trains the largest network alone
 UNNAMED = "supernet"  # the name of a run that was given none
 LOADERS = {  # by what can load the model; {place} is where {path} starts
@@ -46,6 +47,7 @@ def write_model_card(
     name: str | None = None,
     notes: Sequence[str] = (),
     operators: Sequence[Mapping[str, str]] = (),
+    params: tuple[int, int] | None = None,
 ) -> Path:
     """Write the model card into an exported directory, from the files of the run that it came from.
 
@@ -57,6 +59,8 @@ def write_model_card(
         name: of the directory, where it is still to be renamed.
         notes: sentences on what became of it on the way here, as of low-rank adapters.
         operators: of a network of operators the names of each layer's, {"attention": ..., "mlp": ...}.
+        params: parameters of the network that the run began with, without adapters, and of what was exported; None: of
+            the full network and of this one, as the run's search counted them.
 
     Raises:
         ValueError: `path` holds no model, or one of the run's files is damaged.
@@ -66,13 +70,15 @@ def write_model_card(
     reader = reader_of(config)
     whole = full or (run.search.full.architecture if run.search else None)
     measured = {e.id: e for e in run.evaluations if e.source != TRUNCATION}.get(architecture.id)
-    params = measured.objectives.get("params") if measured else None
+    if params is None and measured is not None and run.search is not None:
+        params = int(run.search.full.objectives["params"]), int(measured.objectives["params"])
     context = {
         "title": f"{_title(run)}: sub-network {architecture.id}",
         "intro": _whole(run) if architecture == full else _intro(run, params),
         "recipe": recipe(run),
         "reader": reader,
         "packed": "quantization_config" in config,
+        "adapters": (folder / ADAPTER_FOLDER).is_dir(),
         "loader": LOADERS[reader].format(path=name or folder.name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "notes": notes,
@@ -135,6 +141,7 @@ def write_baseline_card(
         "recipe": _of_baseline(run, summary),
         "reader": reader,
         "packed": "quantization_config" in config,
+        "adapters": False,
         "loader": LOADERS[reader].format(path=name, place="the folder that holds this directory"),
         "class_name": next(iter(config.get("architectures") or []), "the stock class"),
         "notes": [],
@@ -156,12 +163,13 @@ def write_baseline_card(
     return card
 
 
-def _intro(run: RunFiles, params: float | None) -> str:
+def _intro(run: RunFiles, params: tuple[int, int] | None) -> str:
     base = run.setting("model.path") or "a larger model"
     if params is None:
         return f"A sub-network of {base}."
-    fraction = f", {of_full} of the full network's" if (of_full := _fraction(run, params)) else ""
-    return f"A sub-network of {numbers.count(params)} parameters{fraction}, cut from {base}."
+    before, now = params
+    fraction = f"{numbers.percent(now / before)} of the full network's"
+    return f"A sub-network of {numbers.count(now)} parameters, {fraction}, cut from {base}."
 
 
 def _whole(run: RunFiles) -> str:
@@ -345,12 +353,6 @@ def _of(kept: int, whole: int | None) -> str:
 
 def _depth(kept: int, whole: int) -> str:
     return f"{_of(kept, whole)} {numbers.plural(whole, 'layer')}"
-
-
-def _fraction(run: RunFiles, params: float | None) -> str:
-    if params is None or run.search is None:
-        return ""
-    return numbers.percent(params / run.search.full.objectives["params"])
 
 
 def _model_index(run: RunFiles, id: str) -> list[dict[str, Any]]:

@@ -57,6 +57,7 @@ def read_sparse_weights(supernet: Supernet, run_dir: Path) -> None:
         raise ValueError(f"run_dir={run_dir}: {path} is of another network: {mend}")
     for name, parameter in found.items():
         parameter.copy_(weights[name])
+    supernet.made_sparse = frozenset(name for name, weight in weights.items() if not weight.all())
 
 
 def summary(supernet: Supernet, counts: ZeroCounts) -> str:

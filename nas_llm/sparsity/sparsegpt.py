@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from nas_llm.sparsity import Batches
 
 
+BLOCK_SIZE = 128  # columns, the paper's
+
+
 @dataclass(frozen=True)
 class SparseGPT:
     """Fields as in :mod:`nas_llm.sparsity`, and ``block_size`` columns whose mask is chosen at a time (the paper's 128)
@@ -42,14 +45,17 @@ class SparseGPT:
     sparsity: float | None = None
     pattern: str | None = None
     targets: Targets = None
-    block_size: int = 128
+    block_size: int = BLOCK_SIZE
     damping: float = 0.01
 
     def __post_init__(self) -> None:
         amount = Amount.of(self.sparsity, self.pattern)
         if self.block_size < 1 or self.block_size % amount.group:
-            what = f"a multiple of {amount.group}, by sparsity.pattern={self.pattern}" if self.pattern else "1 or more"
-            raise ValueError(f"sparsity.block_size={self.block_size}: allowed is {what}, as sparsity.block_size=128")
+            group = amount.group
+            by = f", by sparsity.pattern={self.pattern}, whose {group} has to divide the widths of the layers too"
+            what = f"a multiple of {group}{by}" if self.pattern else "1 or more"
+            size = max(group, BLOCK_SIZE // group * group)
+            raise ValueError(f"sparsity.block_size={self.block_size}: allowed is {what}; as sparsity.block_size={size}")
         if self.damping < 0:
             raise ValueError(f"sparsity.damping={self.damping}: allowed is 0 or more, as sparsity.damping=0.01")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -133,7 +134,19 @@ def export_subnetwork(
     small = supernet.extract(architecture)
     if format == "decilm" and supernet.attached:
         adapters = _merged_alone(small, adapters)
-    beside, note = _without_adapters(small, adapters, target) if supernet.attached else (None, None)
+    beside, note = None, None
+    if supernet.attached:
+        from nas_llm.peft.merging import MergeDifference
+
+        try:
+            beside, note = _without_adapters(small, adapters, target)
+        except MergeDifference as error:
+            if adapters != "auto" or format == "decilm":
+                raise
+            small = supernet.extract(architecture)  # whose adapters are not merged
+            beside, note = _without_adapters(small, "separate", target)
+            note = f"{note} They are not merged, for {str(error).partition(':')[0]}."
+    now = supernet.num_parameters(architecture, adapters=beside is not None)
     notes = [] if note is None else [note]
     network = operators_of(small)
     blocks = [] if network is None else network.to_dict()["blocks"]
@@ -151,6 +164,7 @@ def export_subnetwork(
             name=target.name,
             notes=[note for note in notes if note],
             operators=blocks,
+            params=(supernet.num_base_parameters, now),
         )
 
     save = save_decilm if format == "decilm" else save_pretrained
@@ -173,6 +187,7 @@ def _merged_alone(model: PreTrainedModel, adapters: Adapters) -> Adapters:
 
 def _without_adapters(model: PreTrainedModel, adapters: Adapters, target: Path) -> tuple[AdapterFile | None, str]:
     """Takes the adapters off: into the weights (None), or as files; and what the model card says of it."""
+    from nas_llm.models.fingerprint import fingerprint_of_model
     from nas_llm.peft.adapters import strip
     from nas_llm.peft.files import AdapterFile
     from nas_llm.peft.merging import merge, mergeable, stock_adapters
@@ -187,6 +202,7 @@ def _without_adapters(model: PreTrainedModel, adapters: Adapters, target: Path) 
         )
     beside = AdapterFile.of(model, str(target))
     strip(model)
+    beside = replace(beside, base=fingerprint_of_model(model))
     with_them = f'from peft import PeftModel; model = PeftModel.from_pretrained(model, "{target.name}/{ADAPTER}")'
     note = (
         f"Its low-rank adapters lie in {ADAPTER}/, in peft's format; the weights here are those of the base. After "

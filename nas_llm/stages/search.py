@@ -217,10 +217,11 @@ def untrained(cfg: DictConfig, *, merges: bool = True) -> Supernet:
     """
     settings = loading(cfg)
     given = given_adapter(cfg)
-    if given is None or not merges:
-        return Supernet.from_pretrained(cfg.model.path, **settings)
     model = from_pretrained(cfg.model.path, **{**settings, "dtype": settings["dtype"] or torch.float32})
-    given.merge_into(model)
+    if given is not None:
+        given.refuse_other_weights(model)
+        if merges:
+            given.merge_into(model)
     return Supernet(model)
 
 

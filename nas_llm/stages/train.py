@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from nas_llm.config import build, checkpoint_path
@@ -29,6 +30,9 @@ from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import measure
+from nas_llm.peft.adapters import ACCIDENTAL
+from nas_llm.peft.given import OPTIONS
+from nas_llm.peft.lora import Lora
 from nas_llm.quantization.targets import layers_to_quantize
 from nas_llm.reporting import front_table, write_report
 from nas_llm.run_directory import is_main_process, recorded_fingerprints, refuse_mismatch, write_json
@@ -143,9 +147,11 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
     if sparsity is not None:
         chosen(supernet, sparsity)
     quantization = build(cfg.quantization)
+    layers: list[nn.Module] = []
     if quantization is not None:
-        layers = layers_to_quantize(supernet, quantization.targets, quantization.group_size)
-        supernet.refuse_cut(space.smallest().without_ranks, layers.values())
+        layers = [*layers_to_quantize(supernet, quantization.targets, quantization.group_size).values()]
+    refuse_base(cfg, supernet, layers)
+    supernet.refuse_cut(space.smallest().without_ranks, layers)
     if quantized_modules(supernet.model) and cfg.trainer.max_steps != 0 and not cfg.get("peft"):
         raise ValueError(
             f"model.path={cfg.model.path} is quantised, so that its weights cannot be trained: add trainer.max_steps=0 "
@@ -153,6 +159,30 @@ def refuse_early(cfg: DictConfig, supernet: Supernet) -> None:
             "the network before it was quantised"
         )
     refuse_sparse(cfg, supernet)
+
+
+def refuse_base(cfg: DictConfig, supernet: Supernet, to_quantize: Collection[nn.Module]) -> None:
+    """Refuse adapters, or a precision, that do not go with the network, before anything is computed for them.
+
+    Raises:
+        ValueError: weights that are to be quantised, or none; no zeros that masked adapters would keep; float16, in
+            which the optimizer's steps are not finite.
+    """
+    if supernet.model.dtype == torch.float16 and cfg.trainer.max_steps != 0:
+        raise ValueError(
+            f"model.dtype={cfg.model.dtype}: in float16 an optimizer's steps are not finite; allowed for training are "
+            "null (float32), which trainer.precision=bf16-mixed goes with, and bfloat16: set model.dtype=bfloat16"
+        )
+    peft: Lora | None = build(cfg.peft)
+    if peft is None:
+        return
+    peft.refuse_base(supernet, to_quantize)
+    kept = [target.module.weight for target in peft.targets(supernet)] if OPTIONS[type(peft)] == "sparse_peft" else []
+    if kept and not cfg.sparsity and all(Zeros.of(weight).sparsity <= ACCIDENTAL for weight in kept):  # type: ignore[arg-type]
+        raise ValueError(
+            f"peft=sparse_peft cannot take effect: none of the matrices of model.path={cfg.model.path} is sparse, so "
+            "that there are no zeros to keep; add sparsity=wanda sparsity.sparsity=0.5, or set peft=lora"
+        )
 
 
 def refuse_sparse(cfg: DictConfig, supernet: Supernet) -> None:
