@@ -315,6 +315,44 @@ def test_a_killed_process_is_told_and_the_run_goes_on(tmp_path):
     assert_same(supernet, run(supernet, tmp_path / "whole"), run(supernet, path, settings=SETTINGS))
 
 
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_is_killed_in_training_goes_on_at_its_step(tmp_path):
+    """Four steps: killed in the third, after what is not trained was saved and two steps were kept."""
+    supernet, path = teacher(), tmp_path / "run" / "operators"
+    settings = replace(SETTINGS, steps=4, checkpoint_minutes=1e-12)
+    calls: list[int] = []
+
+    def killing(student, written, mask):
+        calls.append(1)
+        if len(calls) > 2 * learning:
+            raise Killed
+        return SquareHead()(student, written, mask)
+
+    every = [(place, o) for place, found in pool(supernet).items() for o in found if o != Teacher()]
+    learning = sum(is_trained(o) for _, o in every)
+    library = Library(path)
+    library.begin(supernet, settings=settings.of_results, pool={})
+    with pytest.raises(Killed):
+        Job(library, SPLITS, settings, killing, slices)(supernet, grouped(supernet, pool(supernet)), lambda *_: None)
+    assert {(place, o) for place, found in library.operators.items() for o in found} == {
+        (place, o) for place, o in every if not is_trained(o)
+    }
+    calls.clear()
+
+    def counting(student, written, mask):
+        calls.append(1)
+        return SquareHead()(student, written, mask)
+
+    missing = {place: [o for o in found if is_trained(o)] for place, found in pool(supernet).items()}
+    Job(library, SPLITS, settings, counting, slices)(supernet, grouped(supernet, missing), lambda *_: None)
+    assert len(calls) == 2 * learning
+    assert not list(path.glob("in-work-*"))
+    assert_same(supernet, distilled(supernet, tmp_path / "whole", settings), library)
+
+
 @pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])
 def test_a_damaged_operator_is_made_anew_and_said(tmp_path, how):
     supernet, said = teacher(), []
