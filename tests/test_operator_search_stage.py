@@ -16,8 +16,12 @@ from test_distill_stage import TINY
 from nas_llm import cli
 from nas_llm.models.loading import from_pretrained
 from nas_llm.models.supernet import Supernet
+from nas_llm.operator_network import OperatorNetwork
+from nas_llm.operators.programme import Solution
+from nas_llm.operators.selection import Ranked
 from nas_llm.reporting.operator_files import read_networks
 from nas_llm.run_directory import read_json, write_json
+from nas_llm.stages.operator_search import Found, record_of
 
 SEARCH = ["search=ilp", "search.number=3", "select.steps=2", "select.rounds=1", "latency.rounds=2"]
 
@@ -103,6 +107,15 @@ def test_another_pool_has_rows_of_its_own_and_what_is_listed_no_longer_is_named(
     shutil.copytree(copied / next(row.path for row in rows if row.winner), copied / "networks" / "old")
     assert nas("search", *given) == 0
     assert "also holds old" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("gap", "written"), [(0.25, 0.25), (22060824.65, None), (float("inf"), None)])
+def test_a_gap_that_proves_nothing_is_null(tmp_path, gap, written):
+    network = OperatorNetwork.teacher(1)
+    solution = Solution((0, 0), 1.0, 1e-8, gap, "feasible, milp", 1.0)
+    record = record_of(Found({"params": 0.5}, network, solution, Ranked(network, (3.0,))), {}, tmp_path, 0)
+    assert record["gap"] == written
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
 def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys):

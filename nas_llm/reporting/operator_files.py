@@ -8,7 +8,8 @@ what was not measured is empty. A line of ``networks.jsonl`` is a network that a
     budget                 {cost: as it was asked for}; empty for the teacher
     of                     "body" or "whole": what the budget is a limit of
     pool                   of its operators: an option of the group pool, or "own-<hash>"; empty for the teacher
-    objective, gap, status of the programme's solution
+    objective, gap, status of the programme's solution; the gap is (objective - bound) / |bound|, null above 1, where
+                           the bound proves next to nothing
     costs                  {cost: part of the teacher's body}
     losses                 nats per token: untrained, and after every round of training
     steps                  of one round

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from nas_llm.operators.programme import Solution
 
 SELECTION = "selection"
+PROVEN = 1.0  # gaps above say nothing: the bound is less than half of the objective, of another sign, or none
 
 
 @dataclass(frozen=True)
@@ -341,9 +342,10 @@ def write_operators(
 def record_of(found: Found, costs: Mapping[str, CostTable], run_dir: Path, steps: int) -> dict[str, Any]:
     """Its line of networks.jsonl."""
     solution, network = found.solution, found.network
+    gap = solution.gap if solution.gap <= PROVEN else None
     return (
         {"id": network.id, **network.to_dict(), "budget": dict(found.budget), "of": found.of, "pool": found.pool}
-        | {"objective": solution.objective, "gap": solution.gap, "status": solution.status}
+        | {"objective": solution.objective, "gap": gap, "status": solution.status}
         | {"costs": {name: table.body(network) / table.teacher_body for name, table in costs.items()}}
         | {"losses": list(found.ranked.losses), "steps": steps, "winner": found.winner}
         | {"path": None if found.path is None else str(found.path.relative_to(run_dir))}
