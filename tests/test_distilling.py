@@ -21,6 +21,7 @@ from operator_fixtures import (
     slices,
     teacher,
 )
+from transformers.utils import logging as transformers_logging
 
 from nas_llm.models.operator_assembly import swapped
 from nas_llm.models.operator_modules import build_sublayer, sublayer_of
@@ -273,7 +274,17 @@ def test_what_another_process_refuses_it_says():
         library = Library(folder)
         library.begin(supernet, settings={}, pool={})
         job = Job(library, SPLITS, settings, SquareHead(), slices)
-        _work(0, job, [grouped(supernet, {(0, "mlp"): [Ffn(40)]})], again, 1, SimpleNamespace(put=said.append))
+        shown = []
+
+        def reload():
+            shown.append(transformers_logging.is_progress_bar_enabled())
+            return again()
+
+        try:
+            _work(0, job, [grouped(supernet, {(0, "mlp"): [Ffn(40)]})], reload, 1, SimpleNamespace(put=said.append))
+        finally:
+            transformers_logging.enable_progress_bar()
+    assert shown == [False]  # what processes load shows no bars among those of the run
     assert said[-1][0] == "refused"
     assert said[-1][1].startswith("distill.steps=9: the training data end")
 

@@ -131,7 +131,8 @@ class ProgrammeSearch:
         if len(found) < len(solutions):
             shortfall = (
                 f"{len(found)} of {self.number} networks: no more of the {self.refine} that search.refine evaluated "
-                f"share at most search.overlap={self.overlap:g} with each of them; a larger overlap may, or more evaluations"
+                f"share at most search.overlap={self.overlap:g} with each of them; a larger overlap may, or more "
+                "evaluations"
             )
         return [(network(solution.choice), solution) for solution in found], shortfall
 
