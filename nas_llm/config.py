@@ -62,6 +62,8 @@ TYPES = {
     "evaluate.replace": bool,
     "evaluate.texts": bool,
     "model.path": str,
+    **{f"budget.{cost}": float | list[float] | None for cost in ("latency", "params", "memory", "kv_cache", "macs")},
+    "budget.of": Literal["body", "whole"],
     "scale": Literal["mini", "paper"],
     "seeds": list[int] | None,
     "rows": list[str] | None,

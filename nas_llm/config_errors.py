@@ -17,6 +17,7 @@ from omegaconf.errors import (
 )
 
 LISTED = 12  # longer lists of what is known are left out where one is likely meant
+MODIFIERS = {"budget": {"of"}}  # settings of a node that are no such thing as its others
 EXTRAS = {
     "joblib": "sweep",
     "submitit_local": "sweep",
@@ -168,7 +169,8 @@ def _unknown_key(cause: OmegaConfBaseException, overrides: Sequence[str], folder
     if not known:
         return f"{given} cannot take effect: the chosen {parent} has no settings; choose another with {parent}=..."
     rest = given.partition("=")[0].lstrip("+").removeprefix(prefix + name)
-    return unknown(f"{given} is not known", name, known, prefix=prefix, rest=rest)
+    alike = set(known) - MODIFIERS.get(parent, set())
+    return unknown(f"{given} is not known", name, alike, prefix=prefix, rest=rest)
 
 
 def _leaves(node: DictConfig | None) -> list[str]:

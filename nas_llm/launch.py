@@ -87,9 +87,10 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
         _run_hydra([*flags, *text.replacing(_composable(overrides)), *named])
         _tell_refused(place)
     else:
-        run_dir = _checked_run(overrides, asked)
-        pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", run_dir)]
-        with started(run_dir, refusals=(ValueError, OSError, *CONFIG_ERRORS)):
+        cfg = _checked_run(overrides, asked)
+        pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", cfg.run_dir)]
+        plans = cfg.stage == "distill" and cfg.distill.plan
+        with started(cfg.run_dir, refusals=(ValueError, OSError, *CONFIG_ERRORS), plans=plans):
             _run_hydra([*flags, *text.replacing(overrides), *pinned])
 
 
@@ -266,13 +267,13 @@ def _without_run(overrides: list[str]) -> list[str]:
     return overrides if named & {"data", "objectives"} else [*overrides, "objectives=[none]"]
 
 
-def _checked_run(overrides: list[str], asked: Sequence[str]) -> str:
-    """Refuse what is wrong before anything is written; returns the run directory, whose default holds the time."""
+def _checked_run(overrides: list[str], asked: Sequence[str]) -> DictConfig:
+    """Refuse what is wrong before anything is written; the run directory's default holds the time."""
     if text.value_of(overrides, "run_dir") is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "run_dir is required when another program starts the processes: add run_dir=DIR, the same for all"
         )
-    return checked(overrides, asked).run_dir
+    return checked(overrides, asked)
 
 
 def _checked_sweep(stage: str, overrides: list[str], asked: Sequence[str]) -> tuple[Path, list[str]]:

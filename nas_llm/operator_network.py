@@ -83,7 +83,7 @@ class Ffn:
 
 @dataclass(frozen=True, order=True)
 class Sparse:
-    """The sublayer with N zeros in every M weights along the inputs."""
+    """The sublayer with N of every M weights along the inputs, the others zero."""
 
     pattern: str
     projections: Projections

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -120,8 +120,11 @@ def refuse_unmakable(folder: str | Path, setting: str) -> None:
 
 
 @contextmanager
-def started(run_dir: str | Path, *, refusals: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
-    """Make the directory; where the block refuses its input before there are results, leave nothing new behind.
+def started(
+    run_dir: str | Path, *, refusals: tuple[type[Exception], ...] = (ValueError,), plans: bool = False
+) -> Iterator[None]:
+    """Make the directory; where the block refuses its input before there are results, leave nothing new behind, nor
+    where it only ``plans``.
 
     Raises:
         ValueError: as `create`; and what the block raises.
@@ -132,12 +135,19 @@ def started(run_dir: str | Path, *, refusals: tuple[type[Exception], ...] = (Val
         create(path)
         yield
     except refusals:
-        if made and is_main_process() and {file.name for file in path.glob("*")} <= set(START_FILES):
-            _remove(path)
-            for folder in made[1:]:
-                if folder.exists() and not any(folder.iterdir()):
-                    folder.rmdir()
+        _forget(path, made)
         raise
+    if plans:
+        _forget(path, made)
+
+
+def _forget(path: Path, made: Sequence[Path]) -> None:
+    """Removes the directory where it was made with the folders ``made`` and holds no results."""
+    if made and is_main_process() and {file.name for file in path.glob("*")} <= set(START_FILES):
+        _remove(path)
+        for folder in made[1:]:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager

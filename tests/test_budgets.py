@@ -61,13 +61,19 @@ def test_a_network_keeps_the_limit_where_it_keeps_the_budget(name, scope):
         ({"params": 39}, "body", "smallest has 40, 0.4000 of the teacher's 100, and 40 of it cannot be replaced"),
         ({"params": 0.39}, "body", r"\(= 39 parameters of the body\)"),
         ({"params": 0.69}, "whole", "smallest has 140, 0.7000 of the teacher's 200"),
-        ({"params": 101}, "body", "limits nothing: the largest"),
+        ({"params": 101}, "body", "limits nothing: the largest network of these operators has 100 .* choose less$"),
         ({"params": 0.5}, "blocks", "budget.of=blocks: allowed are body, whole"),
     ],
 )
 def test_budgets_that_cannot_be_are_refused(budgets, scope, message):
     with pytest.raises(ValueError, match=message):
         limits(budgets, {"params": TABLE}, scope)
+
+
+def test_a_limit_that_looks_like_per_cent_is_told_as_a_fraction():
+    table = CostTable("latency", "ms", {(0, "mlp"): {Teacher(): 20.0, Identity(): 0.0}}, 10.0, 0.0)
+    with pytest.raises(ValueError, match=r"; 80 % of the teacher is budget\.latency=0\.8$"):
+        limit(table, 80)
 
 
 def test_the_smallest_network_that_a_refusal_names_can_be_asked_for():

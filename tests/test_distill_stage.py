@@ -110,4 +110,4 @@ def test_a_plan_needs_a_configuration_alone(tmp_path, capsys):
     assert "operators: 12, 8 of them trained" in shown
     assert f"work: {flops * 160:.2e} FLOPs" in shown
     assert f"{linear + 48:,}" in shown
-    assert not (tmp_path / "run" / "operators").exists()
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from operator_fixtures import (
     slices,
     teacher,
 )
+from transformers.utils import logging as transformers_logging
 
 from nas_llm.models.operator_assembly import swapped
 from nas_llm.models.operator_modules import build_sublayer, sublayer_of
@@ -273,7 +274,17 @@ def test_what_another_process_refuses_it_says():
         library = Library(folder)
         library.begin(supernet, settings={}, pool={})
         job = Job(library, SPLITS, settings, SquareHead(), slices)
-        _work(0, job, [grouped(supernet, {(0, "mlp"): [Ffn(40)]})], again, 1, SimpleNamespace(put=said.append))
+        shown = []
+
+        def reload():
+            shown.append(transformers_logging.is_progress_bar_enabled())
+            return again()
+
+        try:
+            _work(0, job, [grouped(supernet, {(0, "mlp"): [Ffn(40)]})], reload, 1, SimpleNamespace(put=said.append))
+        finally:
+            transformers_logging.enable_progress_bar()
+    assert shown == [False]  # what processes load shows no bars among those of the run
     assert said[-1][0] == "refused"
     assert said[-1][1].startswith("distill.steps=9: the training data end")
 
@@ -313,6 +324,44 @@ def test_a_killed_process_is_told_and_the_run_goes_on(tmp_path):
     with pytest.raises(ValueError, match=r"a process of the distillation ended .*SIGKILL.*nas-llm distill run_dir="):
         run(supernet, path, settings=settings, initial=killed_behind_the_first, reload=again)
     assert_same(supernet, run(supernet, tmp_path / "whole"), run(supernet, path, settings=SETTINGS))
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_is_killed_in_training_goes_on_at_its_step(tmp_path):
+    """Four steps: killed in the third, after what is not trained was saved and two steps were kept."""
+    supernet, path = teacher(), tmp_path / "run" / "operators"
+    settings = replace(SETTINGS, steps=4, checkpoint_minutes=1e-12)
+    calls: list[int] = []
+
+    def killing(student, written, mask):
+        calls.append(1)
+        if len(calls) > 2 * learning:
+            raise Killed
+        return SquareHead()(student, written, mask)
+
+    every = [(place, o) for place, found in pool(supernet).items() for o in found if o != Teacher()]
+    learning = sum(is_trained(o) for _, o in every)
+    library = Library(path)
+    library.begin(supernet, settings=settings.of_results, pool={})
+    with pytest.raises(Killed):
+        Job(library, SPLITS, settings, killing, slices)(supernet, grouped(supernet, pool(supernet)), lambda *_: None)
+    assert {(place, o) for place, found in library.operators.items() for o in found} == {
+        (place, o) for place, o in every if not is_trained(o)
+    }
+    calls.clear()
+
+    def counting(student, written, mask):
+        calls.append(1)
+        return SquareHead()(student, written, mask)
+
+    missing = {place: [o for o in found if is_trained(o)] for place, found in pool(supernet).items()}
+    Job(library, SPLITS, settings, counting, slices)(supernet, grouped(supernet, missing), lambda *_: None)
+    assert len(calls) == 2 * learning
+    assert not list(path.glob("in-work-*"))
+    assert_same(supernet, distilled(supernet, tmp_path / "whole", settings), library)
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])

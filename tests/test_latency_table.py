@@ -149,7 +149,7 @@ def test_a_table_of_other_conditions_is_refused_unless_forced(table, tmp_path, c
     table.save(tmp_path / "latency.json")
     wanted = replace(table.conditions, **change)
     (key, value) = next(iter(change.items()))
-    with pytest.raises(ValueError, match=rf"{key} .*not {value}.*latency.force=true"):
+    with pytest.raises(ValueError, match=rf"{key} .*not {value}.*delete it to have.*latency_table.force=true"):
         LatencyTable.load(tmp_path / "latency.json", wanted)
     assert LatencyTable.load(tmp_path / "latency.json", wanted, force=True) == table
 
@@ -161,7 +161,7 @@ def test_damaged_tables_other_teachers_and_unmeasured_operators_are_refused(tabl
         LatencyTable.load(path, None)
     table.save(path)
     path.write_text(path.read_text().replace('"wall"', '"wal"'))
-    with pytest.raises(ValueError, match="measure again"):
+    with pytest.raises(ValueError, match="measured anew"):
         LatencyTable.load(path, None)
     with pytest.raises(ValueError, match="another teacher"):
         table.refuse_other_teacher(build("qwen3"))

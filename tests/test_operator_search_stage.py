@@ -16,8 +16,12 @@ from test_distill_stage import TINY
 from nas_llm import cli
 from nas_llm.models.loading import from_pretrained
 from nas_llm.models.supernet import Supernet
+from nas_llm.operator_network import OperatorNetwork
+from nas_llm.operators.programme import Solution
+from nas_llm.operators.selection import Ranked
 from nas_llm.reporting.operator_files import read_networks
 from nas_llm.run_directory import read_json, write_json
+from nas_llm.stages.operator_search import Found, record_of
 
 SEARCH = ["search=ilp", "search.number=3", "select.steps=2", "select.rounds=1", "latency.rounds=2"]
 
@@ -105,6 +109,15 @@ def test_another_pool_has_rows_of_its_own_and_what_is_listed_no_longer_is_named(
     assert "also holds old" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("gap", "written"), [(0.25, 0.25), (22060824.65, None), (float("inf"), None)])
+def test_a_gap_that_proves_nothing_is_null(tmp_path, gap, written):
+    network = OperatorNetwork.teacher(1)
+    solution = Solution((0, 0), 1.0, 1e-8, gap, "feasible, milp", 1.0)
+    record = record_of(Found({"params": 0.5}, network, solution, Ranked(network, (3.0,))), {}, tmp_path, 0)
+    assert record["gap"] == written
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
 def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys):
     given = [f"run_dir={copied}", "budget.params=null", "budget.latency=0.7", "select.steps=0", "search.number=1"]
     assert nas("search", *given) == 0
@@ -115,8 +128,13 @@ def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys
     table = read_json(file)
     table["conditions"]["device"] = "another"
     write_json(file, table)
+    capsys.readouterr()
     assert nas("search", *given) == 2
-    assert "another" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "another" in refused
+    assert f"delete {file}" in refused
+    assert nas("search", given[0], "budget.params=0.75", "budget.latency=null", *given[3:]) == 0
+    assert "no latencies are shown" in capsys.readouterr().out
     assert nas("search", *given, "latency_table.force=true") == 0
 
 
@@ -127,6 +145,10 @@ def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys
         (["budget.params=null"], "there is no budget"),
         (["budget.params=[0.5,0.6]", "budget.macs=[0.5,0.6,0.7]"], "as many values"),
         (["budget.of=half"], "budget.of=half"),
+        (["budget.params=abc"], "budget.params=abc is not allowed: it must be a number"),
+        (["budget.energy=1"], "Known are kv_cache, latency, macs, memory, params"),
+        (["+budget.energy=1"], "budget.energy=1 is not known: allowed are params"),
+        (["search.overlap=1"], "search.overlap=1"),
         (["budget.params=-1"], "budget.params=-1"),
         (["search.score=accuracy"], "search.score"),
         (["pool=skip_only", "pool.attention=[teacher]", "pool.mlp=[ffn-0.25]"], "no operator of this pool"),
@@ -165,7 +187,15 @@ def test_a_network_is_exported_again_and_its_card_and_report_say_what_it_is(copi
     with torch.no_grad():
         assert torch.equal(ours(tokens).logits, again(tokens).logits)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "An integer programme chose" in card
+    first = (copied / row.path / "README.md").read_text()
+    for text in (card, first):
+        assert f": network {row.id}" in text
+        assert "An integer programme chose" in text
+        assert "this network is the best for params 0.6" in text
+        assert "trained as a whole for 1 round of 2 steps with the forward KL distillation" in text
+        assert f"| loss | {row.losses[-1]:.3g}"[:12] in text
+        assert "| loss, put together and untrained |" in text
+        assert "N of every M" in text
     assert all(f"| {i} | {block.attention.name} |" in card for i, block in enumerate(row.network.blocks))
     assert nas("export", f"run_dir={copied}", "architecture=nobody") == 2
     assert row.id in capsys.readouterr().err

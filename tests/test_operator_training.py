@@ -17,7 +17,7 @@ from nas_llm import cli
 from nas_llm.models.loading import from_pretrained, save_pretrained
 from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import Ffn, Heads, Identity, Linear, OperatorNetwork
+from nas_llm.operator_network import Ffn, Heads, Identity, Linear, OperatorNetwork, Sparse
 from nas_llm.run_directory import read_json, write_text
 
 TEXT = "The red fox ran to the old mill. It was cold and the river was wide. A bear sat near the door and slept. "
@@ -122,6 +122,26 @@ def test_its_depth_is_searched_measured_and_exported(base, finished, tmp_path, c
     assert small.largest().num_layers == kept < 4
     assert small.operators.blocks == NETWORK.blocks[:kept]
     assert {"params", "loss"} <= {metric["name"] for metric in read_json(finished / "results.json")["metrics"]}
+
+
+def test_sparse_operators_keep_their_zeros_in_training_or_it_is_refused(base, tmp_path, tiny_tokenizer, capsys):
+    network = OperatorNetwork.of({(0, "mlp"): Sparse("2:4", "both"), (1, "mlp"): Ffn(24)}, 4)
+    model = assemble(Supernet(teacher_of()), network)
+    projections = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    for name in projections:
+        model.get_submodule(name).weight.data.view(-1, 4)[:, 1:3] = 0
+    save_pretrained(model, tmp_path / "sparse", tokenizer=tiny_tokenizer)
+    given = [f"model.path={tmp_path / 'sparse'}", *taught(base)]
+    assert cli.run(train(base, tmp_path / "run", *given)) == 2
+    refused = capsys.readouterr().err
+    assert "training.zeros=keep" in refused
+    assert "You are using a model of type" not in refused
+    assert cli.run(train(base, tmp_path / "run", *given, "training.zeros=keep")) == 0
+    before, after = weights(tmp_path / "sparse"), weights(tmp_path / "run" / "supernet")
+    for name in projections:
+        zero = before[f"{name}.weight"] == 0
+        assert torch.equal(after[f"{name}.weight"] == 0, zero)
+        assert not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"])
 
 
 LOAD = """

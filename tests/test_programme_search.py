@@ -109,6 +109,17 @@ def test_impossible_settings_are_refused(settings, key):
         ProgrammeSearch(**settings)
 
 
+def test_refined_networks_keep_the_overlap(tables):
+    operators, scores, costs = tables
+    bounds = limits({"memory": 0.8}, costs, "body")
+    search = ProgrammeSearch(number=4, overlap=0.5, refine=40)
+    refined, shortfall = search(operators, scores, costs, bounds, LAYERS, lambda n: -len(str(n.operators)))
+    chosen = [list(network.operators.items()) for network, _ in refined]
+    shared = [sum(x == y for x, y in zip(a, b, strict=True)) for i, a in enumerate(chosen) for b in chosen[:i]]
+    assert max(shared) <= 0.5 * len(operators)
+    assert len(refined) == 4 or "search.refine" in shortfall
+
+
 def test_cbc_that_is_not_installed_is_refused_before_anything_is_measured(monkeypatch):
     monkeypatch.setitem(sys.modules, "pulp", None)
     with pytest.raises(ValueError, match=r"search\.solver=cbc needs PuLP.* or search\.solver=milp"):

@@ -214,17 +214,21 @@ def load_tokenizer(
     path = resolve(name_or_path)
     folder = Path(path)
     _refuse_missing(path, setting)
+    own: Mapping[str, Any] | None = None
     if (folder / "config.json").is_file():
-        model_type = _config_keys(path, setting)["model_type"]
-        if setting == "model.path" and model_type != MODEL_TYPE:
-            _refuse_family(path, model_type)
+        keys = _config_keys(path, setting)
+        own = keys.get("nas_llm") if keys["model_type"] == MODEL_TYPE else None
+        if setting == "model.path" and keys["model_type"] != MODEL_TYPE:
+            _refuse_family(path, keys["model_type"])
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab.*")):
         raise ValueError(
             f"{setting}={path}: no tokenizer in this directory (tokenizer.json and tokenizer_config.json); "
             "copy it there or name one: model.tokenizer_path=<directory or hub name>"
         )
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        # of a cut model transformers would look for a class of its configuration, and warn that there is none
+        config = None if own is None else base_config(own)
+        return AutoTokenizer.from_pretrained(path, config=config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # a damaged file fails in any way
         if not folder.is_dir() and not _has_config(path):
             raise ValueError(_not_found(path, setting)) from error

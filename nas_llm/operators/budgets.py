@@ -60,9 +60,10 @@ def limit(table: CostTable, budget: float, scope: Scope = "body") -> float:
             + (f", and {constant:,.6g} of it cannot be replaced" if constant else "")
         )
     if total > largest:
+        share = f"; {budget:g} % of the teacher is budget.{table.name}={budget / 100:g}" if 1 < budget <= 100 else ""
         raise ValueError(
             f"{setting} limits nothing: the largest network of these operators has {largest:,.6g} {table.unit} in the "
-            f"{of}; leave it out or choose less"
+            f"{of}; leave it out or choose less{share}"
         )
     return left
 

@@ -6,7 +6,8 @@ section 3.1).
 x_i (batch, sequence, hidden) is what the teacher's own sublayer reads, so that all problems are independent of each
 other: one teacher pass per batch feeds every candidate (``operators/teacher_pass.py``), and how they are grouped and
 divided among processes changes no result. Adam with a cosine schedule, as in table 6; candidates run without dropout,
-in float32 weights, and are saved in the teacher's precision, each as soon as its group is done.
+in float32 weights, and are saved in the teacher's precision, each as soon as its group is done; those that are not
+trained before the others of their group are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,6 +28,7 @@ from nas_llm.models.block_walk import Batch
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Operator, Teacher
 from nas_llm.operators import Place
+from nas_llm.operators.group_progress import PREFIX, keep_progress, progress_file, take_progress
 from nas_llm.operators.groups import Group, dealt, groups_of
 from nas_llm.operators.heap import return_freed_memory
 from nas_llm.operators.initial import is_trained
@@ -45,7 +48,8 @@ Tell = Callable[[float, int], None]
 
 @dataclass(frozen=True)
 class Distilling:
-    """Settings of block-wise distillation; ``plan`` says what it would take, and stops.
+    """Settings of block-wise distillation; ``plan`` says what it would take, and stops. What is learnt is kept every
+    ``checkpoint_minutes``, for a run that is killed before its operators are finished.
 
     Raises:
         ValueError: an impossible number.
@@ -59,6 +63,7 @@ class Distilling:
     memory_gib: float | None = None
     processes: int = 1
     score_batches: int | None = None
+    checkpoint_minutes: float = 10.0
     plan: bool = False
 
     def __post_init__(self) -> None:
@@ -66,7 +71,7 @@ class Distilling:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"distill.{name}={value}: allowed is 1 or more")
-        for name in ("lr", "memory_gib"):
+        for name in ("lr", "memory_gib", "checkpoint_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"distill.{name}={value}: allowed is a number above 0")
@@ -123,10 +128,22 @@ class Job:
             ]
             for place, operators in group.operators.items()
         }
+        ready = {place: [s for s in found if not s.learns] for place, found in students.items()}
         learning = {place: found for place in students if (found := [s for s in students[place] if s.learns])}
+        self._save(supernet, ready, tell)  # what is not trained is safe before anything is
         if learning:
-            self._train(supernet, learning, group, tell)
+            every = [student for found in learning.values() for student in found]
+            file = progress_file(self.library.path, self.library.manifest["teacher"], every)
+            self._train(supernet, learning, group, tell, file)
+            self._save(supernet, learning, tell)
+            file.unlink(missing_ok=True)
+
+    def _save(self, supernet: Supernet, students: Mapping[Place, list[Student]], tell: Tell) -> None:
+        """Score finished operators, and write them."""
+        students = {place: found for place, found in students.items() if found}
         every = [student for found in students.values() for student in found]
+        if not every:
+            return
         for student in every:
             student.finish()
         local = local_scores(supernet, students, islice(self.splits.held_out, self.settings.score_batches))
@@ -139,8 +156,16 @@ class Job:
             self.library.save(student.place, student.operator, student.module, record)
             tell(0.0, 1)
 
-    def _train(self, supernet: Supernet, learning: Mapping[Place, list[Student]], group: Group, tell: Tell) -> None:
+    def _train(
+        self, supernet: Supernet, learning: Mapping[Place, list[Student]], group: Group, tell: Tell, file: Path
+    ) -> None:
+        """``file``: where it is now and then, for a run that goes on."""
         parts, batches = self.settings.accumulate_grad_batches, iter(self.splits.train)
+        every = [student for found in learning.values() for student in found]
+        begun, kept = take_progress(file, every), time.perf_counter()
+        for _ in islice(batches, begun * parts):
+            pass
+        tell(group.step_flops * begun, 0)
         mixed = _autocast(supernet, self.settings.precision)
         with teacher_pass(supernet, learning) as run:
 
@@ -148,7 +173,7 @@ class Job:
                 for student in learning[place]:
                     student.learn(visit, self.loss, steps=last)
 
-            for _ in range(self.settings.steps):
+            for step in range(begun, self.settings.steps):
                 for part in range(parts):
                     last = part == parts - 1
                     batch = next(batches, None)
@@ -159,6 +184,9 @@ class Job:
                     with mixed():
                         run(batch, serve)
                 tell(group.step_flops, 0)
+                if time.perf_counter() - kept > 60 * self.settings.checkpoint_minutes:
+                    keep_progress(file, every, step + 1)
+                    kept = time.perf_counter()
 
 
 def distil(
@@ -203,6 +231,8 @@ def distil(
             work_in_processes(job, hands, reload, tell)
         else:
             job(supernet, groups, tell)
+    for file in library.path.glob(f"{PREFIX}*"):  # of groups that were made up otherwise
+        file.unlink()
 
 
 def _usable(library: Library, place: Place, operator: Operator, say: Callable[[str], None]) -> bool:

@@ -58,7 +58,7 @@ def compare(
         ValueError: the table is another teacher's or holds for other conditions, or lacks an operator.
     """
     table.refuse_other_teacher(supernet)
-    table.conditions.refuse_other(measurement.conditions(supernet), "latency")
+    table.conditions.refuse_other(measurement.conditions(supernet), "the table of latencies", "measure it again")
     every = [OperatorNetwork.teacher(supernet.largest().num_layers), *networks]
     predicted = {clock: [table.predicted_ms(network, clock) for network in every] for clock in CLOCKS}
     device = measurement.device_of(supernet)

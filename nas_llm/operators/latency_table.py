@@ -47,15 +47,15 @@ class Conditions:
     sequence_length: int
     phase: Phase
 
-    def refuse_other(self, wanted: Conditions, setting: str) -> None:
-        """Raises ValueError, naming every field that differs."""
+    def differing(self, wanted: Conditions) -> str:
+        """Every field that differs, in words; "" where none does."""
         mine, theirs = asdict(self), asdict(wanted)
-        differing = [f"{key} {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
-        if differing:
-            raise ValueError(
-                f"the table of latencies was measured with {'; '.join(differing)}: measure again, or take it as it is "
-                f"with {setting}.force=true"
-            )
+        return "; ".join(f"{key} {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key])
+
+    def refuse_other(self, wanted: Conditions, what: str, mend: str) -> None:
+        """Raises ValueError where a field differs: ``what`` was measured otherwise, and what mends that."""
+        if differing := self.differing(wanted):
+            raise ValueError(f"{what} was measured with {differing}: {mend}")
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,10 @@ class LatencyTable:
 
     @classmethod
     def load(
-        cls, path: str | Path, wanted: Conditions | None, *, force: bool = False, setting: str = "latency"
+        cls, path: str | Path, wanted: Conditions | None, *, force: bool = False, anew: str = "delete it"
     ) -> LatencyTable:
-        """Reads a table measured under the ``wanted`` conditions; with ``force`` under any.
+        """Reads a table measured under the ``wanted`` conditions; with ``force`` under any. ``anew``: what a user does
+        to have one measured in its place.
 
         Raises:
             ValueError: there is no such file, it is no table of latencies, or it holds for other conditions.
@@ -148,9 +149,10 @@ class LatencyTable:
         try:
             table = cls._from_dict(data)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no table of latencies ({error}): measure again") from error
+            raise ValueError(f"{path} is no table of latencies ({error}): {anew} to have it measured anew") from error
         if wanted is not None and not force:
-            table.conditions.refuse_other(wanted, setting)
+            mend = f"{anew} to have it measured anew, or take it as it is with latency_table.force=true"
+            table.conditions.refuse_other(wanted, f"the table of latencies {path}", mend)
         return table
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessExitedException
+from transformers.utils import logging as transformers_logging
 
 from nas_llm.models.supernet import Supernet
 from nas_llm.operators.distilling import Job, Tell
@@ -66,6 +67,7 @@ def _work(
     said: Any,
 ) -> None:
     torch.set_num_threads(threads)
+    transformers_logging.disable_progress_bar()  # of loading; the process that started this one has its own bar
     try:
         supernet = reload()
         job.library.refuse_other_teacher(supernet)

@@ -190,7 +190,8 @@ def solve(
     shortfall = {
         "complete": "",
         "infeasible": f"{count} of {number} solutions: search.overlap={overlap} admits no more under these budgets "
-        f"(proven: no other shares at most {shared} of {sublayers} sublayers with each of them); a larger overlap may",
+        f"(proven: no other choice shares at most {shared} of {sublayers} sublayers with each of them); a larger "
+        "overlap may",
         "time": f"{count} of {number} solutions: search.time_limit_s={time_limit_s:g} ran out, whether there are more "
         "is open",
     }[sequence.end]

@@ -4,11 +4,12 @@
 
 a_i the scores, c_i a cost; K solutions that share at most a part ``overlap`` of their operators with each other. Layer
 errors do not add up, so that the sum is a guess: ``refine`` evaluates so many networks more on the true loss, in an
-evolution that the programme's solutions begin.
+evolution that the programme's solutions begin, and keeps the overlap.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,9 +21,9 @@ from nas_llm.operators import Place
 from nas_llm.operators.cbc import Cbc, refuse_without_cbc
 from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.milp import Milp
-from nas_llm.operators.problem import relative_gap
+from nas_llm.operators.problem import TOLERANCE, relative_gap
 from nas_llm.operators.programme import Programme, Solution, solve
-from nas_llm.operators.refinement import Refinement
+from nas_llm.operators.refinement import Evaluated, Refinement
 
 Score = Literal["local", "global_mse", "loss_change"]
 
@@ -126,7 +127,14 @@ class ProgrammeSearch:
         found = list(solutions)
         if self.refine:
             found = self._refined(programme, found, lambda choice: loss(network(choice)), rng)
-        return [(network(solution.choice), solution) for solution in found], solutions.shortfall
+        shortfall = solutions.shortfall
+        if len(found) < len(solutions):
+            shortfall = (
+                f"{len(found)} of {self.number} networks: no more of the {self.refine} that search.refine evaluated "
+                f"share at most search.overlap={self.overlap:g} with each of them; a larger overlap may, or more "
+                "evaluations"
+            )
+        return [(network(solution.choice), solution) for solution in found], shortfall
 
     def _refined(
         self,
@@ -135,9 +143,15 @@ class ProgrammeSearch:
         loss: Callable[[tuple[int, ...]], float],
         rng: np.random.Generator,
     ) -> list[Solution]:
-        """The best of the evolution, as many as were found; a gap is against the bound of the best sum of scores."""
+        """The best of the evolution that share as little with better ones as the solutions do, at most as many as were
+        found; a gap is against the bound of the best sum of scores."""
         evolution = Refinement(evaluations=self.refine)
-        best = evolution(programme, loss, [solution.choice for solution in found], rng=rng)[: len(found)]
+        shared = math.floor(self.overlap * len(programme.scores) + TOLERANCE)
+        best: list[Evaluated] = []
+        for each in evolution(programme, loss, [solution.choice for solution in found], rng=rng):
+            alike = (sum(a == b for a, b in zip(each.choice, one.choice, strict=True)) for one in best)
+            if len(best) < len(found) and max(alike, default=0) <= shared:
+                best.append(each)
         known = {solution.choice: solution for solution in found}
         refined = []
         for each in best:

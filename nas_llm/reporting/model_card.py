@@ -6,7 +6,7 @@ from typing import Any
 
 from nas_llm.architecture import Architecture, Ranks
 from nas_llm.reporting import numbers
-from nas_llm.reporting.operator_files import NETWORKS_FILE
+from nas_llm.reporting.operator_files import NETWORKS_FILE, NetworkRow
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.templates import render
 from nas_llm.run_directory import BASELINE_FILE, OPERATORS, read_json, write_text
@@ -48,6 +48,7 @@ def write_model_card(
     notes: Sequence[str] = (),
     operators: Sequence[Mapping[str, str]] = (),
     params: tuple[int, int] | None = None,
+    found: Sequence[NetworkRow] = (),
 ) -> Path:
     """Write the model card into an exported directory, from the files of the run that it came from.
 
@@ -61,6 +62,7 @@ def write_model_card(
         operators: of a network of operators the names of each layer's, {"attention": ..., "mlp": ...}.
         params: parameters of the network that the run began with, without adapters, and of what was exported; None: of
             the full network and of this one, as the run's search counted them.
+        found: what a search over operators knows of it, a row for every budget that it is the best of.
 
     Raises:
         ValueError: `path` holds no model, or one of the run's files is damaged.
@@ -73,9 +75,9 @@ def write_model_card(
     if params is None and measured is not None and run.search is not None:
         params = int(run.search.full.objectives["params"]), int(measured.objectives["params"])
     context = {
-        "title": f"{_title(run)}: sub-network {architecture.id}",
-        "intro": _whole(run) if architecture == full else _intro(run, params),
-        "recipe": recipe(run),
+        "title": f"{_title(run)}: network {found[0].id}" if found else f"{_title(run)}: sub-network {architecture.id}",
+        "intro": _of_network(run, found[0]) if found else _whole(run) if architecture == full else _intro(run, params),
+        "recipe": recipe(run, found),
         "reader": reader,
         "packed": "quantization_config" in config,
         "adapters": (folder / ADAPTER_FOLDER).is_dir(),
@@ -89,7 +91,7 @@ def write_model_card(
         "ranks": bool(architecture.ranks) or any(layer.ranks for layer in architecture.layers),
         "shared_ranks": _ranks(architecture.ranks, whole.ranks if whole else ()),
         "depth": _depth(architecture.num_layers, whole.num_layers if whole else architecture.num_layers),
-        "metrics": metric_rows(run, architecture.id),
+        "metrics": [row for each in found[-1:] for row in _network_rows(each)] + metric_rows(run, architecture.id),
         "results": _model_index(run, architecture.id),
         "command": " ".join(run.stages[0]["argv"]) if run.stages else "",
         "versions": run.stages[0].get("versions", {}) if run.stages else {},
@@ -176,14 +178,33 @@ def _whole(run: RunFiles) -> str:
     return f"The whole network of {run.setting('model.path') or 'a run'}, as its run left it."
 
 
+def _of_network(run: RunFiles, found: NetworkRow) -> str:
+    base, part = run.setting("model.path") or "a larger model", found.costs.get("params")
+    size = "" if part is None else f", with {numbers.percent(part)} of the parameters of its blocks"
+    return f"A network of operators in the places of the sublayers of {base}{size}."
+
+
+def _network_rows(found: NetworkRow) -> list[dict[str, str]]:
+    """What the search over operators measured: costs against the teacher's, losses before and after training."""
+    data, of = "validation", "of the whole network's"
+    rows = [
+        (f"{numbers.label(name)} of its blocks", numbers.percent(part), of, "") for name, part in found.costs.items()
+    ]
+    rows.append(("loss, put together and untrained", numbers.value("loss", found.losses[0]), "nats/token", data))
+    if found.rounds:
+        rows.append(("loss", numbers.value("loss", found.losses[-1]), "nats/token", data))
+    return [dict(zip(("name", "value", "unit", "data", "samples"), (*row, ""), strict=True)) for row in rows]
+
+
 def _title(run: RunFiles) -> str:
     """What the run is called; where nobody has given it a name, the network."""
     network = Path(str(run.setting("model.path") or "")).name
     return network if network and run.setting("name") in (None, UNNAMED) else run.name
 
 
-def recipe(run: RunFiles) -> list[str]:
-    """How the networks of a run were made, one sentence per step, as far as its configuration tells."""
+def recipe(run: RunFiles, found: Sequence[NetworkRow] = ()) -> list[str]:
+    """How the networks of a run were made, one sentence per step, as far as its configuration tells; ``found``: one of
+    them, of operators, by its budgets."""
     if (run.path / BASELINE_FILE).is_file():
         return _of_baseline(run, read_json(run.path / BASELINE_FILE, "summary")["summary"])
     steps = []
@@ -199,7 +220,7 @@ def recipe(run: RunFiles) -> list[str]:
     max_steps = run.setting("trainer.max_steps")
     max_steps = -1 if max_steps is None else max_steps
     if (run.path / OPERATORS).is_dir():
-        steps += _of_operators(run)
+        steps += _of_operators(run, found)
     elif max_steps == 0:
         steps.append("It was not trained.")
     elif sampler := run.strategy("sampler"):
@@ -227,12 +248,28 @@ def _of_baseline(run: RunFiles, summary: str) -> list[str]:
     return [f"The pre-trained model is {run.setting('model.path')}.", summary, "It was not trained after that."]
 
 
-def _of_operators(run: RunFiles) -> list[str]:
+def _of_operators(run: RunFiles, found: Sequence[NetworkRow]) -> list[str]:
     """How networks of operators come about: candidates, programme, training."""
     loss, learnt, rounds = (run.setting(key) for key in ("local_loss._target_", "distill.steps", "select.steps"))
     how = f", for {numbers.counted(learnt, 'step')} with {loss.rpartition('.')[2]}" if learnt and loss else ""
     steps = [f"Candidates for every sublayer learnt what the teacher's sublayer writes{how}."]
-    if (run.path / NETWORKS_FILE).is_file():
+    if found:
+        budgets, rounds_of = " and for ".join(row.asked for row in found), found[-1].rounds
+        steps.append(
+            "An integer programme chose one candidate for every sublayer within a budget; this network is the best for "
+            f"{budgets} (a part of what the teacher's {'whole' if found[-1].of == 'whole' else 'blocks'} cost, or an "
+            "absolute limit)."
+        )
+        trained = numbers.counted(rounds_of, "round") + f" of {numbers.counted(found[-1].steps or 0, 'step')}"
+        steps.append(
+            f"It was trained as a whole for {trained} with the {_listed(_taught(run))}, beside others that were left "
+            "behind on the way."
+            if rounds_of and _taught(run)
+            else f"It was trained as a whole for {trained}."
+            if rounds_of
+            else "It was not trained as a whole."
+        )
+    elif (run.path / NETWORKS_FILE).is_file():
         training = (
             f", after rounds of {numbers.counted(rounds, 'step')} with the {_listed(_taught(run))}," if rounds else ""
         )

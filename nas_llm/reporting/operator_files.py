@@ -8,9 +8,11 @@ what was not measured is empty. A line of ``networks.jsonl`` is a network that a
     budget                 {cost: as it was asked for}; empty for the teacher
     of                     "body" or "whole": what the budget is a limit of
     pool                   of its operators: an option of the group pool, or "own-<hash>"; empty for the teacher
-    objective, gap, status of the programme's solution
+    objective, gap, status of the programme's solution; the gap is (objective - bound) / |bound|, null above 1, where
+                           the bound proves next to nothing
     costs                  {cost: part of the teacher's body}
     losses                 nats per token: untrained, and after every round of training
+    steps                  of one round
     winner, path           whether it is the best of its budget, and where it was exported
 """
 
@@ -63,6 +65,31 @@ class NetworkRow:
     winner: bool
     path: str | None
     pool: str = PAPER
+    steps: int | None = None
+
+    @property
+    def rounds(self) -> int:
+        """Of training."""
+        return len(self.losses) - 1
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> NetworkRow:
+        """One line as it is read. Raises KeyError, TypeError or ValueError where it is damaged."""
+        return cls(
+            record["id"],
+            OperatorNetwork.from_dict(record),
+            record["budget"],
+            record["of"],
+            record["objective"],
+            record["gap"],
+            record["status"],
+            record["costs"],
+            tuple(record["losses"]),
+            record["winner"],
+            record["path"],
+            record.get("pool", PAPER),
+            record.get("steps"),
+        )
 
     @property
     def asked(self) -> str:
@@ -97,23 +124,7 @@ def read_networks(run_dir: Path) -> list[NetworkRow]:
     rows = []
     for number, line in enumerate(file.read_text().splitlines(), start=1):
         try:
-            record: dict[str, Any] = json.loads(line)
-            rows.append(
-                NetworkRow(
-                    record["id"],
-                    OperatorNetwork.from_dict(record),
-                    record["budget"],
-                    record["of"],
-                    record["objective"],
-                    record["gap"],
-                    record["status"],
-                    record["costs"],
-                    tuple(record["losses"]),
-                    record["winner"],
-                    record["path"],
-                    record.get("pool", PAPER),
-                )
-            )
+            rows.append(NetworkRow.of_record(json.loads(line)))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}, line {number}: damaged ({error}): delete it and search again") from error
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -11,7 +12,7 @@ from omegaconf import DictConfig
 
 from nas_llm.architecture import Architecture
 from nas_llm.lightning.quiet import quiet
-from nas_llm.reporting.operator_files import NETWORKS_FILE
+from nas_llm.reporting.operator_files import NETWORKS_FILE, NetworkRow, read_networks
 from nas_llm.stages.finished_run import FinishedRun
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _held(path: Path) -> str | None:
         return None
     card = path / "README.md"
     text = card.read_text(errors="replace") if card.is_file() else ""
-    found = re.search(r"^# .*: sub-network ([0-9a-f]+)$", text, re.MULTILINE)
+    found = re.search(r"^# .*: (?:sub-)?network ([0-9a-f]+)$", text, re.MULTILINE)
     return ANOTHER if found is None else found[1]
 
 
@@ -93,6 +94,7 @@ def _export_network(cfg: DictConfig, run: FinishedRun) -> None:
         path=cfg.export.path or run.run_dir / SUBNETS / f"{cfg.architecture}-{cfg.export.format}",
         adapters=cfg.export.adapters,
         format=cfg.export.format,
+        found=[row for row in read_networks(run.run_dir) if row.path == f"{NETWORKS}/{cfg.architecture}"],
     )
     print(f"{cfg.architecture}: written to {path}; how to load it: {path / 'README.md'}")
 
@@ -107,6 +109,7 @@ def export_subnetwork(
     setting: str = "export.path",
     adapters: Adapters = "auto",
     format: Format = "hf",
+    found: Sequence[NetworkRow] = (),
 ) -> Path:
     """Extracts ``architecture`` and writes it with its tokenizer and model card to ``path`` (run_dir/subnets/<id>).
 
@@ -165,6 +168,7 @@ def export_subnetwork(
             notes=[note for note in notes if note],
             operators=blocks,
             params=(supernet.num_base_parameters, now),
+            found=found,
         )
 
     save = save_decilm if format == "decilm" else save_pretrained

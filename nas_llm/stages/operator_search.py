@@ -40,7 +40,15 @@ from nas_llm.operators.score_file import FILE as SCORES_FILE
 from nas_llm.operators.score_file import ScoreFile
 from nas_llm.operators.selection import Ranked, SuccessiveHalving
 from nas_llm.reporting import write_report
-from nas_llm.reporting.operator_files import COLUMNS, NETWORKS_FILE, OPERATORS_CSV, PAPER, read_networks
+from nas_llm.reporting.operator_files import (
+    COLUMNS,
+    COSTS,
+    NETWORKS_FILE,
+    OPERATORS_CSV,
+    PAPER,
+    NetworkRow,
+    read_networks,
+)
 from nas_llm.reporting.operator_tables import networks_table
 from nas_llm.run_directory import OPERATORS, write_text
 from nas_llm.stages.export import NETWORKS, export_subnetwork
@@ -49,6 +57,7 @@ if TYPE_CHECKING:
     from nas_llm.operators.programme import Solution
 
 SELECTION = "selection"
+PROVEN = 1.0  # gaps above say nothing: the bound is less than half of the objective, of another sign, or none
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,11 @@ def search_operators(
     library = Library(run_dir / OPERATORS)
     library.refuse_other_teacher(supernet)
     operators = candidates(cfg, supernet, library)
-    costs = cost_tables(cfg, run_dir, supernet, operators, {name for budget in budgets for name in budget})
-    bounds = [limits(budget, costs, cfg.budget.of) for budget in budgets]  # refused before anything is measured
+    costs = cost_tables(cfg, supernet, operators)
+    for budget in budgets:  # what is counted is refused before anything is measured
+        limits({name: value for name, value in budget.items() if name != "latency"}, costs, cfg.budget.of)
+    costs |= latencies(cfg, run_dir, supernet, operators, asked=any("latency" in budget for budget in budgets))
+    bounds = [limits(budget, costs, cfg.budget.of) for budget in budgets]
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     show = cfg.trainer.enable_progress_bar
     scores = measured_scores(library, supernet, operators, list(data.calibration_dataloader()), data.fingerprint, show)
@@ -120,11 +132,12 @@ def search_operators(
             )
         solutions = dict(pairs)
         of_budget = [Found(budget, each.network, solutions[each.network], each, cfg.budget.of, pool) for each in ranked]
-        best = of_budget[0]
-        path = export(best, make, tokenizer, run_dir, halving, folder)
-        found += [replace(each, winner=each is best, path=path if each is best else None) for each in of_budget]
+        best = replace(of_budget[0], winner=True, path=run_dir / NETWORKS / of_budget[0].network.id)
+        export(best, make, tokenizer, run_dir, halving, folder, record_of(best, costs, run_dir, halving.steps))
+        found += [best, *of_budget[1:]]
     teacher_loss = mean_token_loss(supernet.model, batches)
-    write_networks(run_dir, found, costs, OperatorNetwork.teacher(layers), teacher_loss)
+    records = [record_of(each, costs, run_dir, halving.steps) for each in found]
+    write_networks(run_dir, records, costs, OperatorNetwork.teacher(layers), teacher_loss)
     if unlisted := unlisted_networks(run_dir):
         print(
             f"{run_dir / NETWORKS} also holds {', '.join(unlisted)}: of earlier searches, whose place in "
@@ -145,6 +158,8 @@ def asked_budgets(cfg: DictConfig) -> list[dict[str, float]]:
         ValueError: none, or lists of different lengths.
     """
     given = {str(key): value for key, value in cfg.budget.items() if key != "of" and value is not None}
+    for name in given.keys() - set(COSTS):
+        raise ValueError(f"budget.{name}={given[name]} is not known: allowed are {', '.join(COSTS)}")
     if not given:
         names = ", ".join(f"budget.{key}" for key in cfg.budget if key != "of")
         raise ValueError(f"search=ilp: there is no budget; set one of {names}, as budget.latency=0.6")
@@ -180,33 +195,43 @@ def candidates(cfg: DictConfig, supernet: Supernet, library: Library) -> dict[Pl
 
 
 def cost_tables(
-    cfg: DictConfig,
-    run_dir: Path,
-    supernet: Supernet,
-    operators: Mapping[Place, Sequence[Operator]],
-    wanted: set[str],
+    cfg: DictConfig, supernet: Supernet, operators: Mapping[Place, Sequence[Operator]]
 ) -> dict[str, CostTable]:
-    """What every operator costs; latencies where a budget asks for them, or where they have been measured.
+    """What every operator costs by counting."""
+    sizes = {"batch_size": cfg.latency.batch_size, "sequence_length": cfg.latency.sequence_length}
+    return dict(OperatorCosts.of(supernet, operators, **sizes).tables)
+
+
+def latencies(
+    cfg: DictConfig, run_dir: Path, supernet: Supernet, operators: Mapping[Place, Sequence[Operator]], *, asked: bool
+) -> dict[str, CostTable]:
+    """Latencies of the operators: measured where a budget has ``asked`` for them, else those that are known, if any.
 
     Raises:
-        ValueError: a table of latencies that holds for something else.
+        ValueError: a table that was given, or that is asked for, holds for something else.
     """
     measurement: LatencyMeasurement = build(cfg.latency)
-    sizes = {"batch_size": measurement.batch_size, "sequence_length": measurement.sequence_length}
-    tables = dict(OperatorCosts.of(supernet, operators, **sizes).tables)
-    file = Path(cfg.latency_table.path or latency_file(run_dir, measurement))
-    if cfg.latency_table.path is None and not file.exists() and "latency" not in wanted:
-        return tables
+    given, force = cfg.latency_table.path, cfg.latency_table.force
+    file = Path(given or latency_file(run_dir, measurement))
     table = None
-    if cfg.latency_table.path is not None or file.exists():
+    if given is not None or file.exists():
         conditions = measurement.conditions(supernet)
-        table = LatencyTable.load(file, conditions, force=cfg.latency_table.force, setting="latency_table")
+        if not asked and given is None and not force:
+            differing = LatencyTable.load(file, None).conditions.differing(conditions)
+            if differing:
+                print(f"no latencies are shown: {file} was measured with {differing}")
+                return {}
+        anew = f"delete {file}" if given is None else "set latency_table.path=null"
+        table = LatencyTable.load(file, conditions, force=force, anew=anew)
         table.refuse_other_teacher(supernet)
-    if table is None or (cfg.latency_table.path is None and not table.covers(operators)):
+    if given is None and (table is None or not table.covers(operators)):
+        if not asked:
+            return {}
         print(f"latencies on {measurement.conditions(supernet).device}:", end=" ", flush=True)
         table = measurement(supernet, operators, np.random.default_rng(cfg.search.seed), print)
         table.save(file)
-    return tables | {"latency": replace(table.costs(operators), name="latency")}
+    assert table is not None
+    return {"latency": replace(table.costs(operators), name="latency")}
 
 
 def compared(
@@ -283,14 +308,17 @@ def export(
     run_dir: Path,
     halving: SuccessiveHalving,
     folder: Path,
-) -> Path:
-    """The network with the weights that its last round left in ``folder``."""
+    record: Mapping[str, Any],
+) -> None:
+    """The network with the weights that its last round left in ``folder``; its card says what ``record`` does."""
     model = make(best.network)
     if best.ranked.rounds:
         halving.restore(model, folder, best.network, best.ranked.rounds)
     small = Supernet(model)
-    path = run_dir / NETWORKS / best.network.id
-    return export_subnetwork(small, small.largest(), tokenizer, run_dir=run_dir, path=path, setting="run_dir")
+    row = NetworkRow.of_record(record)
+    export_subnetwork(
+        small, small.largest(), tokenizer, run_dir=run_dir, path=best.path, setting="run_dir", found=[row]
+    )
 
 
 def write_operators(
@@ -311,9 +339,22 @@ def write_operators(
     write_text(run_dir / OPERATORS_CSV, "\n".join(lines) + "\n")
 
 
+def record_of(found: Found, costs: Mapping[str, CostTable], run_dir: Path, steps: int) -> dict[str, Any]:
+    """Its line of networks.jsonl."""
+    solution, network = found.solution, found.network
+    gap = solution.gap if solution.gap <= PROVEN else None
+    return (
+        {"id": network.id, **network.to_dict(), "budget": dict(found.budget), "of": found.of, "pool": found.pool}
+        | {"objective": solution.objective, "gap": gap, "status": solution.status}
+        | {"costs": {name: table.body(network) / table.teacher_body for name, table in costs.items()}}
+        | {"losses": list(found.ranked.losses), "steps": steps, "winner": found.winner}
+        | {"path": None if found.path is None else str(found.path.relative_to(run_dir))}
+    )
+
+
 def write_networks(
     run_dir: Path,
-    found: Sequence[Found],
+    found: Sequence[Mapping[str, Any]],
     costs: Mapping[str, CostTable],
     teacher: OperatorNetwork,
     teacher_loss: float,
@@ -321,29 +362,9 @@ def write_networks(
     """networks.jsonl: the budgets of this search in the place of the same ones before it, among the same pool; all
     others stay."""
     file = run_dir / NETWORKS_FILE
-    asked = [(dict(each.budget), each.of, each.pool) for each in found]
     before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    kept = [
-        record
-        for record in before
-        if record["budget"] and (record["budget"], record["of"], record.get("pool", PAPER)) not in asked
-    ]
-
-    def parts(network: OperatorNetwork) -> dict[str, float]:
-        return {name: table.body(network) / table.teacher_body for name, table in costs.items()}
-
-    records = kept + [
-        {"id": each.network.id, **each.network.to_dict(), "budget": dict(each.budget), "of": each.of}
-        | {
-            "pool": each.pool,
-            "objective": each.solution.objective,
-            "gap": each.solution.gap,
-            "status": each.solution.status,
-        }
-        | {"costs": parts(each.network), "losses": list(each.ranked.losses), "winner": each.winner}
-        | {"path": None if each.path is None else str(each.path.relative_to(run_dir))}
-        for each in found
-    ]
+    asked = [_asked(record) for record in found]
+    records = [record for record in before if record["budget"] and _asked(record) not in asked] + list(found)
     records.append(
         {"id": teacher.id, **teacher.to_dict(), "budget": {}, "of": "body", "status": "teacher"}
         | {"pool": "", "objective": None, "gap": None}
@@ -383,6 +404,10 @@ def _score(
     if search.score == "local":
         return float(library.record(place, operator)["local"])
     return float(getattr(scores[place, operator], search.score))
+
+
+def _asked(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["budget"], record["of"], record.get("pool", PAPER)
 
 
 def _said(budget: Mapping[str, float]) -> str:

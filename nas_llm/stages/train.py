@@ -197,7 +197,8 @@ def refuse_sparse(cfg: DictConfig, supernet: Supernet) -> None:
     weights, model = [p.weight for p in dense_projections(supernet)], f"model.path={cfg.model.path}"
     counts = [Zeros.of(weight) for weight in weights]
     sparse, zeros = [found for found in counts if found.sparsity >= SPARSE], cfg.training.zeros
-    pattern = pattern_of(weights) if sparse and cfg.importance else None
+    sorts = cfg.importance and supernet.operators is None
+    pattern = pattern_of(weights) if sparse and sorts else None
     if pattern is not None:
         raise ValueError(
             f"{model} has the pattern {pattern} in its weights, which sorting their channels would take apart: add "
