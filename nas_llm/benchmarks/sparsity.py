@@ -1,8 +1,9 @@
 """What making a network sparse block by block holds above the network itself, beside what it has to hold.
 
 Peak memory is the largest resident set of a process that makes the network of ``steps`` sparse (Llama, 8 layers, hidden
-512, FFN 1408), less what it held before; a median over processes. It has to hold one block in float32, the hidden
-states of the calibration set and SparseGPT's Hessians; the activations of one batch and working copies come on top.
+512, FFN 1408), less what it held before; a median over processes. It has to hold one block in float32, SparseGPT's
+Hessians, and the hidden states of the calibration set as long as they are no larger than a block (more of them lie in a
+file); the activations of one batch and working copies come on top.
 Times are shown, and have no limit.
 """
 
@@ -65,8 +66,9 @@ class SparsityBenchmark:
         full, shape = ARCHITECTURES[0], ARCHITECTURES[0].layers[0]
         attention = 2 * full.hidden * (shape.heads + shape.kv_groups) * shape.head_dim
         numbers = {"block": attention + 3 * full.hidden * shape.ffn}
-        if way != "magnitude":  # which looks at no data
-            numbers["hidden states"] = self.batches * self.batch_size * self.sequence_length * full.hidden
+        states = self.batches * self.batch_size * self.sequence_length * full.hidden
+        if way != "magnitude" and states <= numbers["block"]:  # magnitude looks at no data
+            numbers["hidden states"] = states
         if way == "sparsegpt":  # queries, keys and values share one Hessian, gate and up projection another
             numbers["Hessians"] = 3 * full.hidden**2 + shape.ffn**2
         return {name: 4 * number / 2**20 for name, number in numbers.items()}
