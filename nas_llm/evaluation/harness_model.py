@@ -67,6 +67,8 @@ class HarnessModel(HFLM):
         ValueError: no special token to begin a text with, or `max_length` above the model's positions.
     """
 
+    add_bos_token: bool | None
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from nas_llm.models.modes import evaluating
 
-LEAST_SAVING = 0.25  # of an item's tokens, below which a second pass costs more than it saves
+LEAST_SAVING = 0.3  # of an item's tokens, below which a second pass costs more than it saves
 
 Pair = tuple[list[int], list[int]]  # the tokens of a context, and those that an option adds
 
@@ -231,7 +232,9 @@ def _score(model: PreTrainedModel, groups: Sequence[_Group], sums: Sequence[np.n
     ).logits
     ended: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     if cache is not None:
-        if not cache.layers or any(layer.get_seq_length() != ids.shape[1] for layer in cache.layers):
+        length = ids.shape[1]
+        whole = [isinstance(layer, DynamicLayer) and layer.get_seq_length() == length for layer in cache.layers]
+        if not whole or not all(whole):
             return False
         logits = _endings(model, cache, mask, lengths, rows, pad)
         ended = {row: logits[index, : len(row[1])] for index, row in enumerate(rows)}
