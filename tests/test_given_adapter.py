@@ -174,5 +174,5 @@ def test_misfits_are_one_line(stock, tmp_path):
     with pytest.raises(ValueError, match="rank 8 by adapter_config.json: the two files do not belong together"):
         GivenAdapter.read(folder)
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(ValueError, match="the adapter is damaged"):
+    with pytest.raises(ValueError, match="adapter_config.json is damaged"):
         GivenAdapter.read(folder)

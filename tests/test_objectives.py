@@ -272,10 +272,12 @@ def test_what_is_counted_without_adapters_is_the_merged_network(supernet, archit
     full, plain = adapted.largest(), supernet.num_parameters(supernet.largest())
     added = sum(p.numel() for p in adapted.model.parameters() if p.requires_grad)
     zeros = added // 2  # of B, before training; q_proj is square
-    assert NonzeroParams()(adapted, full) == plain + added - zeros
-    assert NonzeroParams(adapters=False)(adapted, full) == plain
-    assert WeightBytes()(adapted, full) == 4 * (plain + added)
-    assert WeightBytes(adapters=False)(adapted, full) == 4 * plain
+    assert NonzeroParams(adapters=True)(adapted, full) == plain + added - zeros
+    assert WeightBytes(adapters=True)(adapted, full) == 4 * (plain + added)
+    for adapters in (False, None):  # None: as they are exported, which is merged
+        assert NonzeroParams(adapters=adapters)(adapted, full) == plain
+        assert WeightBytes(adapters=adapters)(adapted, full) == 4 * plain
+        assert Params(adapters=adapters)(adapted, full) == plain
 
 
 @pytest.mark.parametrize("name", ["params", "nonzero_params", "weight_bytes", "macs", "loss", "perplexity", "latency"])
