@@ -110,4 +110,18 @@ def test_a_plan_needs_a_configuration_alone(tmp_path, capsys):
     assert "operators: 12, 8 of them trained" in shown
     assert f"work: {flops * 160:.2e} FLOPs" in shown
     assert f"{linear + 48:,}" in shown
+    assert "FLOPs, 0.0" not in shown
+    assert "scores:" not in shown
+    search = ["search=ilp", "search.number=4", "budget.latency=[0.5,0.7]", "select.steps=5", "data.calibration_size=3"]
+    assert cli.run(["distill", f"model.path={folder}", *settings, *pool, *search, f"run_dir={tmp_path / 'run'}"]) == 0
+    planned = capsys.readouterr().out
+    attention, mlp, head = 2 * 48 * (48 + 24) + 2 * 8 * 48, 3 * 48 * 80, 48 * CONFIGS["llama"]["vocab_size"]
+    behind = sum(3 * ((4 - layer) * (attention + mlp) + head) for layer in range(4))
+    assert (
+        f"scores: 12 operators, each with the blocks behind it, on 3 x 8 calibration tokens: {2 * behind * 24:.2e}"
+        in planned
+    )
+    assert "latencies: 5 shapes" in planned  # the teacher's two, linear, ffn, identity
+    trained = 2 * (4 + 2 + 1) * 5 * 16
+    assert f"for each of 2 budgets: at most {8 * trained * (4 * (attention + mlp) + head):.2e} FLOPs" in planned
     assert not (tmp_path / "run").exists()

@@ -27,7 +27,7 @@ from nas_llm.operator_network import (
     Sparse,
     Teacher,
 )
-from nas_llm.operators.latency_comparison import as_text, compare
+from nas_llm.operators.latency_comparison import Comparison, as_text, compare
 from nas_llm.operators.latency_measurement import LatencyMeasurement, even
 from nas_llm.operators.latency_table import LatencyTable, key_of, teacher_keys
 
@@ -68,7 +68,17 @@ def test_where_time_adds_up_every_network_is_predicted(name, phase, clock):
     costs = table.costs(operators, "process")
     for network, row in zip((OperatorNetwork.teacher(4), *networks), rows[5:], strict=True):
         assert costs.whole(network) == pytest.approx(row.measured_ms, rel=1e-6)
-    assert "process: median error 0.0%" in as_text(rows)
+    assert "process: median error 0.0% of predictions times 1.000" in as_text(rows)
+
+
+def test_a_machine_that_became_slower_is_told_from_an_error_of_the_table():
+    rows = [
+        Comparison(id, "wall", predicted, measured, 0.1, (predicted / 80) / (measured / 100) - 1)
+        for id, predicted, measured in (("teacher", 80.0, 100.0), ("a", 40.0, 50.0), ("b", 44.0, 50.0))
+    ]
+    last = as_text([*rows, *(replace(row, clock="process") for row in rows)]).splitlines()[-2]
+    assert last.startswith("wall: median error 5.0% of predictions times 1.250")
+    assert last.endswith("16.0% as they are")
 
 
 def test_blocks_of_different_shapes_and_quantised_operators_are_predicted(clock):

@@ -18,7 +18,7 @@ from nas_llm.models.operator_modules import build_sublayer
 from nas_llm.objectives.loss import mean_token_loss
 from nas_llm.operator_network import Ffn, Heads, Identity, Linear, OperatorNetwork, Sparse, Teacher
 from nas_llm.operators.scores import swap_scores
-from nas_llm.operators.selection import RECORD, SuccessiveHalving
+from nas_llm.operators.selection import RECORD, SuccessiveHalving, restore, weights_file
 
 
 def batches(count: int = 2, seed: int = 0) -> list[dict[str, torch.Tensor]]:
@@ -144,7 +144,7 @@ def test_what_went_further_in_an_earlier_search_is_compared_after_as_much_traini
     assert [r.rounds for r in ranked] == [2, 1]
     assert [r.losses for r in ranked] == [r.losses for r in select(supernet, tmp_path / "pair", [], of=pair)]
     model = assemble(supernet, ranked[0].network)
-    SuccessiveHalving().restore(model, used, ranked[0].network, ranked[0].rounds)
+    restore(model, weights_file(used, ranked[0].network.id, ranked[0].rounds))
     assert mean_token_loss(model, batches(1, seed=9)) == pytest.approx(ranked[0].loss, rel=1e-6)
 
 

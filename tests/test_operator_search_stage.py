@@ -16,12 +16,13 @@ from test_distill_stage import TINY
 from nas_llm import cli
 from nas_llm.models.loading import from_pretrained
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import OperatorNetwork
+from nas_llm.operator_network import Identity, Linear, OperatorNetwork
+from nas_llm.operators.library import Library
 from nas_llm.operators.programme import Solution
 from nas_llm.operators.selection import Ranked
 from nas_llm.reporting.operator_files import read_networks
 from nas_llm.run_directory import read_json, write_json
-from nas_llm.stages.operator_search import Found, record_of
+from nas_llm.stages.operator_search import Found, keys_of, record_of
 
 SEARCH = ["search=ilp", "search.number=3", "select.steps=2", "select.rounds=1", "latency.rounds=2"]
 
@@ -208,6 +209,22 @@ def test_a_network_is_exported_again_and_its_card_and_report_say_what_it_is(copi
     )
 
 
+def test_another_operator_forgets_the_losses_of_the_networks_that_have_it_alone(copied):
+    library, place, operator = Library(copied / "operators"), (0, "mlp"), Identity()
+    with_it = OperatorNetwork.of({place: operator}, 6)
+    without = OperatorNetwork.of({(1, "mlp"): Identity()}, 6)
+    before = [keys_of(library)(network) for network in (with_it, without)]
+    file = library.file((2, "attention"), Linear())
+    file.unlink()
+    assert [keys_of(library)(network) for network in (with_it, without)] == before
+    module = torch.nn.Module()
+    module.made = torch.nn.Parameter(torch.ones(2))
+    library.save(place, operator, module, {"local": 1.0})
+    after = [keys_of(library)(network) for network in (with_it, without)]
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
 def test_other_training_is_never_mistaken_for_what_was_measured_before(copied):
     before = next(row for row in read_networks(copied) if row.budget == {"params": 0.6} and row.winner)
     longer = [f"run_dir={copied}", "budget.params=0.6", "select.steps=6", "select.lr=0.003"]
@@ -215,4 +232,6 @@ def test_other_training_is_never_mistaken_for_what_was_measured_before(copied):
     after = {row.id: row for row in read_networks(copied) if row.budget == {"params": 0.6}}[before.id]
     assert after.losses[0] == before.losses[0]
     assert after.losses[1] != before.losses[1]
-    assert len([folder for folder in (copied / "selection").iterdir() if folder.is_dir()]) == 2
+    old, new = sorted((copied / "selection").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    assert [len(list(folder.glob("*.jsonl"))) for folder in (old, new)] == [1, 1]
+    assert len([folder for folder in (old, new) if list(folder.glob("*.safetensors"))]) == 1

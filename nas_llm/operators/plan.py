@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from nas_llm.operator_network import Operator, Sublayer
 from nas_llm.operators.distilling import Distilling
 from nas_llm.operators.groups import Group
+from nas_llm.operators.latency_measurement import LatencyMeasurement
+from nas_llm.operators.latency_table import key_of, teacher_keys
 from nas_llm.operators.needs import Need, Needs
+from nas_llm.operators.selection import SuccessiveHalving
 
 
 def plan_of(groups: Sequence[Group], needs: Needs, settings: Distilling) -> str:
@@ -48,6 +51,51 @@ def _totals(groups: Sequence[Group], needs: Needs, settings: Distilling) -> list
         f"memory: {len(groups)} group{'s' if len(groups) > 1 else ''}, the largest about {largest / 2**30:.2f} GiB in "
         f"a process ({limit}), {needs.teacher_bytes / 2**30:.2f} GiB of it the teacher",
         f"tokens: {settings.steps} steps of {batch}{parts}: {tokens / 1e6:.3f} million, which each group goes through",
-        f"work: {flops * tokens:.2e} FLOPs, {flops / 1e12:.4f} TFLOPs per token; the teacher's passes are "
+        f"work: {flops * tokens:.2e} FLOPs, {flops:.2e} per token; the teacher's passes are "
         f"{100 * teacher / max(flops, 1):.1f} % of them",
     ]
+
+
+def search_plan_of(
+    groups: Sequence[Group],
+    needs: Needs,
+    halving: SuccessiveHalving,
+    *,
+    networks: int,
+    budgets: int,
+    calibration_records: int,
+    latency: LatencyMeasurement | None,
+) -> str:
+    """What a search over the operators takes beside the solver's seconds, a line each: scores, latencies, training.
+
+    Args:
+        networks: that the programme gives for every budget.
+        calibration_records: of the batches' length, that operators are scored on.
+        latency: how latencies are measured; None: they are not.
+    """
+    supernet, members = needs.supernet, [member for group in groups for member in group.members]
+    head = needs.supernet.largest().hidden * supernet.config.vocab_size
+    layers = needs.layer_macs
+    records, length = calibration_records, needs.sequence_length
+    behind = sum(sum(layers[place[0] :]) + head for place, _, _ in members)
+    lines = [
+        f"scores: {len(members)} operators, each with the blocks behind it, on {records} x {length} calibration "
+        f"tokens: {2 * behind * records * length:.2e} FLOPs"
+    ]
+    if latency is not None:
+        keys = teacher_keys(supernet)
+        teacher = {key for layer in keys for key in layer.values()}
+        shapes = teacher | {key_of(keys[place[0]][place[1]], place[1], operator) for place, operator, _ in members}
+        lines.append(
+            f"latencies: {len(shapes)} shapes in stacks of at most {latency.depth} blocks, {latency.warmup} + "
+            f"{latency.rounds} passes of {latency.batch_size} x {latency.sequence_length} tokens each ({latency.phase})"
+        )
+    plan, teacher_macs = halving.plan(networks), sum(layers) + head
+    tokens = sum(plan) * halving.steps * needs.tokens
+    trained = " + ".join(map(str, plan)) or "no"
+    each = f" for each of {budgets} budgets" if budgets > 1 else ""
+    lines.append(
+        f"selection: {trained} networks x {halving.steps} steps of {needs.batch_size} x {length}{each}: at most "
+        f"{8 * teacher_macs * tokens * budgets:.2e} FLOPs (networks as large as the teacher, whose pass is in it)"
+    )
+    return "\n".join(lines)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,6 +96,7 @@ class SuccessiveHalving:
         batches: Callable[[int], Iterable[Batch]],
         evaluate: Callable[[PreTrainedModel], float],
         folder: Path,
+        key: Callable[[OperatorNetwork], str] = lambda network: network.id,
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Ranked]:
         """All networks, those of later rounds first, the best of a round first.
@@ -108,12 +110,14 @@ class SuccessiveHalving:
             evaluate: nats per token on held-out batches.
             folder: where weights wait, and what is known is recorded, line by line, so that it goes on from there. In
                 the end it holds the weights of the first one returned.
+            key: of a network and of the weights that it is put together from, under which it is recorded there.
             progress: (networks trained, of all).
         """
         record = _Record(folder / RECORD)
-        known = {network: record.losses(network) for network in networks}
+        keys = {network: key(network) for network in networks}
+        known = {network: record.losses(keys[network]) for network in networks}
         left = [
-            Ranked(network, known[network][:1] or (record.add(network, 0, evaluate(make(network))),))
+            Ranked(network, known[network][:1] or (record.add(keys[network], 0, evaluate(make(network))),))
             for network in networks
         ]
         left.sort(key=_loss_of)
@@ -127,40 +131,36 @@ class SuccessiveHalving:
                 # what an earlier search made of a network in later rounds is left out: others were not trained so far
                 after = known[network][number + 1 : number + 2]
                 if not after:
-                    model = self._trained(network, number + 1, make, teacher, loss, batches, folder)
-                    after = (record.add(network, number + 1, evaluate(model)),)
-                    weights_file(folder, network, number).unlink(missing_ok=True)
+                    file = partial(weights_file, folder, keys[network])
+                    model = self._trained(make(network), number + 1, teacher, loss, batches, file)
+                    after = (record.add(keys[network], number + 1, evaluate(model)),)
+                    file(number).unlink(missing_ok=True)
                 left[place] = replace(candidate, losses=candidate.losses + after)
                 done += 1
                 progress(done, sum(plan))
             left.sort(key=_loss_of)
-        if plan and not weights_file(folder, left[0].network, len(plan)).is_file():
-            self._trained(left[0].network, len(plan), make, teacher, loss, batches, folder)
+        if plan:
+            file = partial(weights_file, folder, keys[left[0].network])
+            if not file(len(plan)).is_file():
+                self._trained(make(left[0].network), len(plan), teacher, loss, batches, file)
         return left + gone
-
-    def restore(self, model: PreTrainedModel, folder: Path, network: OperatorNetwork, rounds: int) -> None:
-        """Gives a model the weights that ``rounds`` of training left in ``folder``; those of the best network of the
-        last search lie there."""
-        model.load_state_dict(load_file(weights_file(folder, network, rounds)), strict=False)
 
     def _trained(
         self,
-        network: OperatorNetwork,
+        model: PreTrainedModel,
         rounds: int,
-        make: Callable[[OperatorNetwork], PreTrainedModel],
         teacher: Supernet | None,
         loss: LogitLoss,
         batches: Callable[[int], Iterable[Batch]],
-        folder: Path,
+        file: Callable[[int], Path],
     ) -> PreTrainedModel:
         """A network behind so many rounds, from the last of them whose weights are kept; its own are kept then."""
-        model = make(network)
-        begun = max((r for r in range(1, rounds) if weights_file(folder, network, r).is_file()), default=0)
+        begun = max((r for r in range(1, rounds) if file(r).is_file()), default=0)
         if begun:
-            self.restore(model, folder, network, begun)
+            restore(model, file(begun))
         for number in range(begun, rounds):
             self._train(model, teacher, loss, batches(number))
-        _keep(model, weights_file(folder, network, rounds))
+        _keep(model, file(rounds))
         return model
 
     def _train(
@@ -215,17 +215,22 @@ class _Record:
         for line in read_lines(self.path):
             self._known.setdefault(line["id"], []).append(line["loss"])
 
-    def losses(self, network: OperatorNetwork) -> tuple[float, ...]:
-        return tuple(self._known.get(network.id, ()))
+    def losses(self, key: str) -> tuple[float, ...]:
+        return tuple(self._known.get(key, ()))
 
-    def add(self, network: OperatorNetwork, number: int, loss: float) -> float:
-        append_line(self.path, {"id": network.id, "round": number, "loss": loss})
+    def add(self, key: str, number: int, loss: float) -> float:
+        append_line(self.path, {"id": key, "round": number, "loss": loss})
         return loss
 
 
-def weights_file(folder: Path, network: OperatorNetwork, rounds: int) -> Path:
+def weights_file(folder: Path, key: str, rounds: int) -> Path:
     """Where the weights of a network lie after so many rounds; those before its last are gone."""
-    return folder / f"{network.id}.round{rounds}.safetensors"
+    return folder / f"{key}.round{rounds}.safetensors"
+
+
+def restore(model: PreTrainedModel, file: Path) -> None:
+    """Gives a model the weights that rounds of training left."""
+    model.load_state_dict(load_file(file), strict=False)
 
 
 def _keep(model: PreTrainedModel, file: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,15 @@ from nas_llm.lightning.quiet import quiet
 from nas_llm.models.loading import load_tokenizer, without_weights
 from nas_llm.models.supernet import Supernet
 from nas_llm.operators.distilling import Distilling, Splits, distil
-from nas_llm.operators.groups import groups_of
+from nas_llm.operators.groups import Group, groups_of
 from nas_llm.operators.initial import initial_modules
 from nas_llm.operators.library import Library
 from nas_llm.operators.needs import Needs
-from nas_llm.operators.plan import plan_of
+from nas_llm.operators.plan import plan_of, search_plan_of
 from nas_llm.operators.pool import Pool
 from nas_llm.run_directory import OPERATORS, refuse_mismatch, refuse_outputs
 from nas_llm.stages.data import data_settings, prepared_data
-from nas_llm.stages.operator_search import search_operators
+from nas_llm.stages.operator_search import asked_budgets, search_operators
 from nas_llm.stages.search import device, loading, searches_operators, untrained
 
 READS = (
@@ -79,7 +79,25 @@ def planned(cfg: DictConfig, settings: Distilling) -> str:
     pool: Pool = build(cfg.pool)
     needs = needs_of(cfg, supernet, settings)
     groups = groups_of(pool(supernet), needs, memory_gib=settings.memory_gib, processes=settings.processes)
-    return "\n".join([*pool.left_out(supernet), plan_of(groups, needs, settings)])
+    return "\n".join([*pool.left_out(supernet), plan_of(groups, needs, settings), *searched(cfg, groups, needs)])
+
+
+def searched(cfg: DictConfig, groups: Sequence[Group], needs: Needs) -> list[str]:
+    """What the search behind the distillation would take, where the configuration has one."""
+    if not searches_operators(cfg):
+        return []
+    search, budgets = build(cfg.search), asked_budgets(cfg)
+    latency = build(cfg.latency) if any("latency" in budget for budget in budgets) else None
+    said = search_plan_of(
+        groups,
+        needs,
+        build(cfg.select),
+        networks=search.number,
+        budgets=len(budgets),
+        calibration_records=cfg.data.calibration_size,
+        latency=latency,
+    )
+    return [said]
 
 
 def needs_of(cfg: DictConfig, supernet: Supernet, settings: Distilling) -> Needs:

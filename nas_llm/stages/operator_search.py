@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from nas_llm.lightning.supernet_search import validation_batches
 from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import mean_token_loss
-from nas_llm.operator_network import Operator, OperatorNetwork
+from nas_llm.operator_network import Operator, OperatorNetwork, Teacher
 from nas_llm.operators import Place
 from nas_llm.operators.budgets import limits
 from nas_llm.operators.cost_table import CostTable
@@ -38,7 +38,7 @@ from nas_llm.operators.library import Library
 from nas_llm.operators.programme_search import ProgrammeSearch, teacher_first
 from nas_llm.operators.score_file import FILE as SCORES_FILE
 from nas_llm.operators.score_file import ScoreFile
-from nas_llm.operators.selection import Ranked, SuccessiveHalving
+from nas_llm.operators.selection import Ranked, SuccessiveHalving, restore, weights_file
 from nas_llm.reporting import write_report
 from nas_llm.reporting.operator_files import (
     COLUMNS,
@@ -102,7 +102,7 @@ def search_operators(
     write_operators(run_dir, library, operators, scores, costs)
     make = partial(assemble, supernet, make=library.make(supernet))
     distillation = build(cfg.distillation)
-    folder = selection_folder(cfg, run_dir, library, data.fingerprint)
+    folder, key = selection_folder(cfg, run_dir, data.fingerprint, library.manifest["teacher"]), keys_of(library)
 
     def untrained_loss(network: OperatorNetwork) -> float:
         return mean_token_loss(make(network), batches)
@@ -128,14 +128,19 @@ def search_operators(
                 batches=partial(training_batches, data, halving),
                 evaluate=partial(mean_token_loss, batches=batches),
                 folder=folder,
+                key=key,
                 progress=partial(_advance, bar),
             )
         solutions = dict(pairs)
         of_budget = [Found(budget, each.network, solutions[each.network], each, cfg.budget.of, pool) for each in ranked]
         best = replace(of_budget[0], winner=True, path=run_dir / NETWORKS / of_budget[0].network.id)
-        export(best, make, tokenizer, run_dir, halving, folder, record_of(best, costs, run_dir, halving.steps))
+        trained = weights_file(folder, key(best.network), best.ranked.rounds) if best.ranked.rounds else None
+        export(best, make, tokenizer, run_dir, trained, record_of(best, costs, run_dir, halving.steps))
         found += [best, *of_budget[1:]]
     teacher_loss = mean_token_loss(supernet.model, batches)
+    for file in folder.parent.glob("*/*.safetensors"):
+        if file.parent != folder:  # of other settings; their losses stay, and what is asked for again is trained again
+            file.unlink()
     records = [record_of(each, costs, run_dir, halving.steps) for each in found]
     write_networks(run_dir, records, costs, OperatorNetwork.teacher(layers), teacher_loss)
     if unlisted := unlisted_networks(run_dir):
@@ -270,23 +275,31 @@ def measured_scores(
 def selection_folder(
     cfg: DictConfig,
     run_dir: Path,
-    library: Library,
     measured_on: str,
+    teacher: str,
 ) -> Path:
-    """Where losses and weights of short training are kept: one folder for everything that they follow from, so that
-    other steps, losses, data or operators never meet what was measured before."""
+    """Where losses and weights of short training are kept: one folder for everything that they follow from beside the
+    network, so that other steps, losses or data never meet what was measured before."""
     follows = {
         "select": OmegaConf.to_container(cfg.select, resolve=True),
         "distillation": OmegaConf.to_container(cfg.distillation, resolve=True),
         "data": [measured_on, cfg.data.batch_size, cfg.data.seed, cfg.trainer.limit_val_batches],
-        "operators": [
-            [*place, operator.name, library.made(place, operator)]
-            for place, pool in library.operators.items()
-            for operator in pool
-        ],
+        "teacher": teacher,
     }
     key = hashlib.sha256(json.dumps(follows, sort_keys=True).encode()).hexdigest()[:12]
     return run_dir / SELECTION / key
+
+
+def keys_of(library: Library) -> Callable[[OperatorNetwork], str]:
+    """What tells networks apart by their operators and by the weights of these."""
+    made = cache(library.made)
+
+    def key(network: OperatorNetwork) -> str:
+        chosen = [(place, operator) for place, operator in network.operators.items() if operator != Teacher()]
+        follows = [[*place, operator.name, made(place, operator)] for place, operator in chosen]
+        return hashlib.sha256(json.dumps([network.id, follows]).encode()).hexdigest()[:12]
+
+    return key
 
 
 def training_batches(data: Any, halving: SuccessiveHalving, number: int) -> Iterator[Mapping[str, Tensor]]:
@@ -306,14 +319,13 @@ def export(
     make: Callable[[OperatorNetwork], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     run_dir: Path,
-    halving: SuccessiveHalving,
-    folder: Path,
+    trained: Path | None,
     record: Mapping[str, Any],
 ) -> None:
-    """The network with the weights that its last round left in ``folder``; its card says what ``record`` does."""
+    """The network with the weights that its last round left in ``trained``; its card says what ``record`` does."""
     model = make(best.network)
-    if best.ranked.rounds:
-        halving.restore(model, folder, best.network, best.ranked.rounds)
+    if trained is not None:
+        restore(model, trained)
     small = Supernet(model)
     row = NetworkRow.of_record(record)
     export_subnetwork(
