@@ -95,14 +95,12 @@ def test_a_specification_fits_its_published_rows(table):
 
 @pytest.mark.parametrize("table", TABLES)
 def test_commands_of_one_row_compose_and_check(table):
-    """One row of each scale; `nas-llm reproduce TABLE scale=paper` checks all of them."""
-    spec = loaded(table)
-    lines = []
-    for scale in SCALES:
-        row = spec.rows_at(scale)[-1]
-        plan = planned(spec, scale, [row])
-        lines += [line for commands in plan.values() for line in commands][:3]
-    assert configurations([shlex.split(line) for line in lines])
+    """A sample, of either scale in turn; `nas-llm reproduce TABLE scale=paper` checks all that it would run."""
+    spec, scale = loaded(table), SCALES[TABLES.index(table) % 2]
+    rows = spec.rows_at(scale)
+    plan = planned(spec, scale, [rows[len(rows) // 2]])
+    lines = [line for commands in plan.values() for line in commands][:3]
+    assert len(configurations([shlex.split(line) for line in lines])) == len(lines)
 
 
 def tiny(**changes: Any) -> dict[str, Any]:
