@@ -309,7 +309,9 @@ def test_budgets_and_cards_count_what_is_exported(tied_lora, tmp_path):
     assert cli.run(["export", f"run_dir={tied_lora}", f"max_params={budget}", f"export.path={out}"]) == 0
     parameters = sum(p.numel() for p in nas_llm.from_pretrained(out).parameters())
     assert parameters == smallest.objectives["params"]
-    said = f"of {numbers.count(parameters)} parameters, {numbers.percent(parameters / before)} of the full network's"
+    said = (
+        f"of {numbers.count(parameters)} parameters, {numbers.percent(parameters / before)} of the pre-trained model's"
+    )
     assert said in (out / "README.md").read_text()
 
 

@@ -26,6 +26,7 @@ NAMED = {
     "ffn_only": 8,
     "attention_only": GROUPS,
     "layer_dropping": 2**4 - 1,
+    "whole": 1,
     "per_layer_large": sum(
         len(list(itertools.combinations(LAYERS, depth))) * (GROUPS * FFNS) ** depth for depth in range(1, 5)
     ),

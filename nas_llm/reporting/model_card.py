@@ -72,11 +72,16 @@ def write_model_card(
     reader = reader_of(config)
     whole = full or (run.search.full.architecture if run.search else None)
     measured = {e.id: e for e in run.evaluations if e.source != TRUNCATION}.get(architecture.id)
+    of_whom = "the full network's" if params is None else "the pre-trained model's"
     if params is None and measured is not None and run.search is not None:
         params = int(run.search.full.objectives["params"]), int(measured.objectives["params"])
+    if found:
+        intro = _of_network(run, found[0])
+    else:
+        intro = _whole(run) if architecture == full else _intro(run, params, of_whom)
     context = {
         "title": f"{_title(run)}: network {found[0].id}" if found else f"{_title(run)}: sub-network {architecture.id}",
-        "intro": _of_network(run, found[0]) if found else _whole(run) if architecture == full else _intro(run, params),
+        "intro": intro,
         "recipe": recipe(run, found),
         "reader": reader,
         "packed": "quantization_config" in config,
@@ -165,12 +170,12 @@ def write_baseline_card(
     return card
 
 
-def _intro(run: RunFiles, params: tuple[int, int] | None) -> str:
+def _intro(run: RunFiles, params: tuple[int, int] | None, of_whom: str) -> str:
     base = run.setting("model.path") or "a larger model"
     if params is None:
         return f"A sub-network of {base}."
     before, now = params
-    fraction = f"{numbers.percent(now / before)} of the full network's"
+    fraction = f"{numbers.percent(now / before)} of {of_whom}"
     return f"A sub-network of {numbers.count(now)} parameters, {fraction}, cut from {base}."
 
 
