@@ -348,7 +348,10 @@ def test_impossible_settings_are_refused(make, says):
             "^baseline.pattern=2:5 does not divide the width of model.layers.0.*baseline.sp",
         ),
         (WandaBaseline(targets=["qkv"]), r"^baseline.targets=\[qkv\]: qkv is no linear module"),
-        (GPTQBaseline(), "^baseline.group_size=128 does not divide .*set baseline.group_size=48, or leave"),
+        (
+            GPTQBaseline(),
+            "^baseline.group_size=128 does not divide .*set baseline.group_size=16, which divides those of all layers",
+        ),
     ],
 )
 def test_what_the_network_cannot_have_is_refused_before_any_data(baseline, says):

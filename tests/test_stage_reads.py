@@ -132,7 +132,7 @@ def refusal(stage: str, *overrides: str) -> str:
         ("search", "importance=none", "does not read importance, only distill, train;"),
         ("search", "trainer.max_steps=3", "does not read trainer.max_steps, only train;"),
         ("search", "ckpt_path=last", "only pretrain, train;"),
-        ("evaluate", "model.path=x", "does not read model.path, only analyse, distill, search, train;"),
+        ("evaluate", "model.path=x", "does not read model.path, only analyse, distill, prune, search, train;"),
         ("export", "seed=3", "does not read seed"),
         ("report", "objectives=[loss]", "does not read objectives"),
         ("pretrain", "trainer.max_steps=3", "does not read trainer.max_steps, only train;"),

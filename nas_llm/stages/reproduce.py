@@ -30,7 +30,7 @@ from nas_llm.reproduction.runs import (
     kept_values,
     run_commands,
 )
-from nas_llm.reproduction.spec import Cell, Quotient, Reproduction, Row, Scale
+from nas_llm.reproduction.spec import SCALES, Cell, Quotient, Reproduction, Row, Scale
 from nas_llm.reproduction.table import entries, write_table
 from nas_llm.reproduction.worker_process import Worker, worker
 from nas_llm.stages.finished_run import REFERENCES, FinishedRun
@@ -40,7 +40,7 @@ OVERRIDES = {
     "reproduce=paper1/table1": "which; also written nas-llm reproduce paper1/table1",
     "scale=mini": "on the embedded models; paper: the paper's own, on a GPU",
     "seeds=[0,1,2]": "what is averaged; null: as the table says",
-    "rows=['LoRA','Shears, 50 %']": "these alone; null: all",
+    "rows=[LoRA]": "these alone; null: all",
     "run_dir=DIR": "where all runs and the table go; called again, only what is missing is run",
     "reproduce.confirm=true": "scale=paper: run, and not only say what it would take",
     "reproduce.common_dir=DIR": "of what rows share, for tables that share it with others",
@@ -110,9 +110,12 @@ def chosen_rows(spec: Reproduction, scale: Scale, names: Sequence[str] | None) -
     """Those that are asked for, in the table's order; all that the scale has where none are.
 
     Raises:
-        ValueError: one that there is not.
+        ValueError: one that there is not, or none at this scale.
     """
     known = {row.name: row for row in spec.rows_at(scale)}
+    if not known:
+        others = [f"scale={other}" for other in SCALES if spec.rows_at(other)]
+        raise ValueError(f"scale={scale}: this table has no rows at it; set {' or '.join(others)}")
     if names is None:
         return list(known.values())
     for name in names:
