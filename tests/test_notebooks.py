@@ -14,7 +14,8 @@ SMALL = {
     "unast_structures": """run_dir = "operators"
 overrides = [
     "pool=deployable", "distill.steps=1", "distill.score_batches=1", "trainer.limit_val_batches=1",
-    "budget.latency=[0.7]", "search.number=1", "select.steps=0", "latency.rounds=1", "latency.sequence_length=16",
+    "budget.latency=null",
+    "budget.params=[0.7]", "search.number=1", "select.steps=0", "latency.rounds=1", "latency.sequence_length=16",
     "data.train_size=64",
     "data.validation_size=8", "data.calibration_size=8", "data.batch_size=4",
 ]""",
