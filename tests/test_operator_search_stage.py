@@ -120,7 +120,7 @@ def test_a_gap_that_proves_nothing_is_null(tmp_path, gap, written):
 
 
 def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys):
-    given = [f"run_dir={copied}", "budget.params=null", "budget.latency=0.7", "select.steps=0", "search.number=1"]
+    given = [f"run_dir={copied}", "budget.params=null", "budget.latency=0.95", "select.steps=0", "search.number=1"]
     assert nas("search", *given) == 0
     (file,) = (copied / "operators").glob("latency-*.json")
     before = file.read_text()

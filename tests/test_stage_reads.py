@@ -23,7 +23,7 @@ from nas_llm.run_directory import write_text
 from nas_llm.stage_reads import OF_EVERY_STAGE, Reads, declared, refuse_unread, unread
 
 STAGES = declared()
-OF_OPERATORS = ["search=ilp", "budget.latency=0.8", "latency.rounds=1", "search.number=2", "select.steps=1"]
+OF_OPERATORS = ["search=ilp", "budget.latency=0.95", "latency.rounds=1", "search.number=2", "select.steps=1"]
 TINY_RECIPE = ["experiment=microworld_llama", "pretrain.vocab_size=400", "pretrain.items_per_set=1", "logger=none"]
 TINY_RECIPE += ["pretrain.model.hidden_size=48", "pretrain.model.intermediate_size=32", "pretrain.model.head_dim=4"]
 TINY_RECIPE += ["pretrain.model.num_hidden_layers=2", "pretrain.batch_tokens=176", "trainer.max_time=00:00:00:01"]
