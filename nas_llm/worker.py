@@ -99,7 +99,7 @@ def _become(words: Sequence[str], log: Path) -> None:
         status = run(words)
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except Exception:
+    except Exception:  # whatever it is: this copy may not return into the code of the process that it was made of
         traceback.print_exc()
     finally:
         sys.stdout.flush()

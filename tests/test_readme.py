@@ -36,7 +36,7 @@ CHECKED = [*SECTIONS["Low-rank adapters, sparse and quantised bases"], *SECTIONS
 @pytest.mark.parametrize("command", CHECKED, ids=" ".join)
 def test_a_command_fits_the_configuration(command):
     given = [f"{command[1]}={command[2]}", *command[3:]] if command[1] in ("bench", "reproduce") else command[2:]
-    checked([f"stage={command[1]}", *given])
+    assert checked([f"stage={command[1]}", *given], given).stage == command[1]
 
 
 def test_the_python_example_runs(tmp_path):

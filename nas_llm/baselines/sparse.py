@@ -7,7 +7,7 @@ None: half of the weights. How each method chooses them is said in its own file.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from nas_llm.baselines import Batches, Pruned
 from nas_llm.baselines.settings import named_as_baseline
@@ -26,92 +26,73 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class MagnitudeBaseline:
+class SparsityBaseline:
     """Fields as above; ``targets`` are linear modules by (the end of) their names, None: all of the blocks.
 
     Raises:
-        ValueError: as :class:`~nas_llm.sparsity.magnitude.Magnitude`.
+        ValueError: as the method.
     """
+
+    title: ClassVar[str]
 
     sparsity: float | None = None
     pattern: str | None = None
     targets: Targets = None
 
     def __post_init__(self) -> None:
-        _ = self.method
+        with named_as_baseline("sparsity"):
+            _ = self.method
+
+    @property
+    def method(self) -> Sparsity:
+        raise NotImplementedError
+
+    @property
+    def share(self) -> float | None:
+        """Half of the weights where the settings say nothing else."""
+        return HALF if self.sparsity is None and self.pattern is None else self.sparsity
+
+    def refuse(self, supernet: Supernet) -> None:
+        refuse_targets(supernet, self.method)
+
+    def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
+        return sparse(supernet, self.method, batches, self.title)
+
+
+@dataclass(frozen=True)
+class MagnitudeBaseline(SparsityBaseline):
+    """As :class:`~nas_llm.sparsity.magnitude.Magnitude`."""
+
+    title: ClassVar[str] = "magnitude"
 
     @property
     def method(self) -> Magnitude:
-        with named_as_baseline("sparsity"):
-            return Magnitude(fraction(self.sparsity, self.pattern), self.pattern, self.targets)
-
-    def refuse(self, supernet: Supernet) -> None:
-        refuse_targets(supernet, self.method)
-
-    def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
-        return sparse(supernet, self.method, batches, "magnitude")
+        return Magnitude(self.share, self.pattern, self.targets)
 
 
 @dataclass(frozen=True)
-class WandaBaseline:
-    """Fields as in :class:`MagnitudeBaseline`.
+class WandaBaseline(SparsityBaseline):
+    """As :class:`~nas_llm.sparsity.wanda.Wanda`."""
 
-    Raises:
-        ValueError: as :class:`~nas_llm.sparsity.wanda.Wanda`.
-    """
-
-    sparsity: float | None = None
-    pattern: str | None = None
-    targets: Targets = None
-
-    def __post_init__(self) -> None:
-        _ = self.method
+    title: ClassVar[str] = "Wanda"
 
     @property
     def method(self) -> Wanda:
-        with named_as_baseline("sparsity"):
-            return Wanda(fraction(self.sparsity, self.pattern), self.pattern, self.targets)
-
-    def refuse(self, supernet: Supernet) -> None:
-        refuse_targets(supernet, self.method)
-
-    def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
-        return sparse(supernet, self.method, batches, "Wanda")
+        return Wanda(self.share, self.pattern, self.targets)
 
 
 @dataclass(frozen=True)
-class SparseGPTBaseline:
-    """Fields as in :class:`MagnitudeBaseline`, ``block_size`` and ``damping`` as SparseGPT's own.
+class SparseGPTBaseline(SparsityBaseline):
+    """``block_size`` and ``damping`` as those of :class:`~nas_llm.sparsity.sparsegpt.SparseGPT`."""
 
-    Raises:
-        ValueError: as :class:`~nas_llm.sparsity.sparsegpt.SparseGPT`.
-    """
+    title: ClassVar[str] = "SparseGPT"
 
-    sparsity: float | None = None
-    pattern: str | None = None
-    targets: Targets = None
     block_size: int = 128
     damping: float = 0.01
 
-    def __post_init__(self) -> None:
-        _ = self.method
-
     @property
     def method(self) -> SparseGPT:
-        with named_as_baseline("sparsity"):
-            share = fraction(self.sparsity, self.pattern)
-            return SparseGPT(share, self.pattern, self.targets, self.block_size, self.damping)
-
-    def refuse(self, supernet: Supernet) -> None:
-        refuse_targets(supernet, self.method)
-
-    def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
-        return sparse(supernet, self.method, batches, "SparseGPT")
-
-
-def fraction(sparsity: float | None, pattern: str | None) -> float | None:
-    """Half of the weights where the settings say nothing else."""
-    return HALF if sparsity is None and pattern is None else sparsity
+        return SparseGPT(self.share, self.pattern, self.targets, self.block_size, self.damping)
 
 
 def refuse_targets(supernet: Supernet, method: Sparsity) -> None:
