@@ -118,7 +118,8 @@ def _empties(override: Override, later: Sequence[Override]) -> bool:
 def merge(old: Sequence[str], new: Sequence[str], groups: Iterable[str]) -> list[str]:
     """`old`, then `new`: of one key the new value counts, and a new option of a group drops the old one's settings.
 
-    What a group is put into counts as a setting of that place: importance@importance.width as importance.width.
+    What a group is put into counts as a setting of that place: importance@importance.width as importance.width. Of a
+    group that takes several options at once, as objectives=[params,accuracy], those chosen again keep theirs.
     """
     known, before, after = set(groups), parse(old), parse(new)
     replaced = {(override.key_or_group, override.package) for override in after}
@@ -127,17 +128,17 @@ def merge(old: Sequence[str], new: Sequence[str], groups: Iterable[str]) -> list
         for override in before
         if override.key_or_group in known
     }
-    changed = tuple(
-        f"{place(override)}."
-        for override in after
-        if override.key_or_group in known
-        and choices.get((override.key_or_group, override.package), ...) != override.value()
-    )
+    changed, again = [], []
+    for override in after:
+        chosen = override.value() if override.key_or_group in known else None
+        if override.key_or_group in known and chosen != choices.get((override.key_or_group, override.package), ...):
+            changed.append(f"{place(override)}.")
+            again += [f"{place(override)}.{option}." for option in chosen] if isinstance(chosen, list) else []
     kept = [
         override
         for override in before
         if (override.key_or_group, override.package) not in replaced
-        and not (changed and place(override).startswith(changed))
+        and (not place(override).startswith(tuple(changed)) or place(override).startswith(tuple(again)))
     ]
     return [str(override.input_line) for override in (*kept, *after)]
 

@@ -40,6 +40,12 @@ def test_the_test_is_on_other_items_and_both_are_counted(searched):
     assert metric["value"] == pytest.approx(100 * sum(of.summed for of in expected.values()) / len(expected))
 
 
+def test_objectives_chosen_again_keep_the_settings_of_the_search(searched):
+    asked = ["architecture=smallest", "objectives=[accuracy]", f"{KEY}.test_sets.items_per_set=2"]
+    assert cli.run(["evaluate", f"run_dir={searched}", *asked]) == 0
+    assert {metric["samples"] for metric in found(searched, "test")} == {16}
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

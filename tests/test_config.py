@@ -400,6 +400,8 @@ def test_options_put_into_a_place_are_settings_of_that_place() -> None:
     assert placed == ["importance=activation_block", "seed=1", "importance@importance.width=wanda"]
     assert text.merge(old, ["importance=magnitude"], known) == ["seed=1", "importance=magnitude"]
     assert text.merge(["+data.more=2"], ["data.more=3"], known) == ["data.more=3"]
+    several = ["objectives.accuracy.batch_size=2", "objectives.loss.x=1"]
+    assert text.merge(several, ["objectives=[params,accuracy]"], known) == [several[0], "objectives=[params,accuracy]"]
     nested = ["sampler=calibrated", "sampler/candidates=uniform"]
     assert text.merge(nested, ["sampler=standard"], known) == ["sampler=standard"]
     checked([*placed, "importance.depth.method=loss", "stage=train"])

@@ -4,6 +4,8 @@
 - ``decode``: one token for each of batch_size sequences, after a cache of sequence_length, in ms per token;
 - ``throughput``: prompt_tokens in, new_tokens out for generation_batch_size sequences, in generated tokens per second.
 
+Models with 2:4 weights are timed a second time on torch's semi-structured kernels if asked.
+
 Every round times each model once, in another order each time, so that a busy moment falls on all alike. Shown are the
 median, the interquartile range, and the median over rounds of the ratio to the first model. Peak memory is on a GPU
 what tensors of this model take (its weights too), on a CPU the largest resident set of a process that loads the model
@@ -13,13 +15,11 @@ and does this once, less what the interpreter and its libraries hold.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,105 +29,17 @@ import torch
 from transformers import PreTrainedModel
 
 from nas_llm.benchmarks.energy import energy_counter
-from nas_llm.benchmarks.processes import peak_mib, printed_by, resident_mib
+from nas_llm.benchmarks.latency_memory import allocated_mib
+from nas_llm.benchmarks.latency_rows import LatencyRow, Measure, Workload
+from nas_llm.benchmarks.latency_subjects import Subject, load, on_device, shown_names
+from nas_llm.benchmarks.processes import printed_by
 from nas_llm.benchmarks.settings import refuse_below_one
-from nas_llm.lightning.quiet import quiet
-from nas_llm.models.loading import ADAPTER, from_pretrained, resolve, save_pretrained
-from nas_llm.models.timing import Pass, interleaved, refuse_absent, threads, tokens_to_time
+from nas_llm.models.loading import resolve, save_pretrained
+from nas_llm.models.timing import interleaved, refuse_absent, threads
+from nas_llm.sparsity.semi_structured import refuse_without_kernels, semi_structured, two_four_modules
 
-Measure = Literal["prefill", "decode", "throughput"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Extract = Callable[[str, Sequence[str]], Mapping[str, tuple[str, PreTrainedModel]]]
-UNITS: Mapping[Measure, str] = {"prefill": "ms", "decode": "ms/token", "throughput": "tokens/s"}
-NAMES: Mapping[Measure, str] = {"prefill": "prefill_latency", "decode": "decode_latency", "throughput": "throughput"}
-MEBI = 2**20
-SMALLEST = "microworld_llama"  # of the embedded models
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is timed: ``new_tokens`` after ``prompt`` tokens of each of ``batch`` sequences."""
-
-    measure: Measure
-    batch: int
-    prompt: int
-    new_tokens: int = 0
-
-    @property
-    def positions(self) -> int:
-        """That the model reads; the last new token is not read again."""
-        return self.prompt + {"prefill": 0, "decode": 1, "throughput": self.new_tokens - 1}[self.measure]
-
-    @property
-    def tokens(self) -> int:
-        """That one pass reads (prefill) or writes."""
-        return self.batch * {"prefill": self.prompt, "decode": 1, "throughput": self.new_tokens}[self.measure]
-
-    @property
-    def text(self) -> str:
-        out = f" in, {self.new_tokens} out" if self.measure == "throughput" else ""
-        return f"{self.measure}, {self.batch} x {self.prompt}{out}"
-
-    def on(self, model: PreTrainedModel) -> Pass:
-        tokens = tokens_to_time(model, self.batch, self.prompt)
-        if self.measure == "throughput":
-            return Pass.generating(model, tokens, self.new_tokens)
-        return Pass.of(model, tokens, self.measure)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model on the device: the name it is shown by, what tells it from others in the results, and where a process of
-    its own loads it from (None: it cannot). ``weights_mib`` is what its tensors take on a GPU."""
-
-    name: str
-    identity: Mapping[str, str]
-    model: PreTrainedModel = field(repr=False)
-    path: str | None
-    weights_mib: float = 0.0
-
-
-@dataclass(frozen=True)
-class LatencyRow:
-    """One model at one workload; ``value`` and ``spread`` in the measure's unit, ``ratio`` to the first model's."""
-
-    workload: Workload
-    subject: str
-    identity: Mapping[str, str]
-    conditions: Mapping[str, Any]
-    value: float
-    spread: float
-    ratio: float
-    rounds: int
-    peak_mib: float | None = None
-    joules_per_token: float | None = None
-
-    def cells(self) -> Mapping[str, str]:
-        return {
-            "measure": self.workload.text,
-            "model": self.subject,
-            "median": _digits(self.value),
-            "IQR": _digits(self.spread),
-            "unit": UNITS[self.workload.measure],
-            "ratio": f"{self.ratio:.3f}",
-            "peak MiB": "-" if self.peak_mib is None else f"{self.peak_mib:.1f}",
-            "J/token": "-" if self.joules_per_token is None else f"{self.joules_per_token:.4f}",
-        }
-
-    def metrics(self) -> list[dict[str, Any]]:
-        measure = self.workload.measure
-        size = {"batch_size": self.workload.batch, "prompt_tokens": self.workload.prompt}
-        size |= {"new_tokens": self.workload.new_tokens} if measure == "throughput" else {}
-        of = {**self.identity, **size, **self.conditions}
-        of["variant"] = ", ".join([self.workload.text, *map(str, self.conditions.values())])
-        timed = {"samples": self.rounds, "spread": self.spread, "ratio": self.ratio}
-        found = [{"name": NAMES[measure], "value": self.value, "unit": UNITS[measure], **timed, **of}]
-        if self.peak_mib is not None:
-            found.append({"name": f"{measure}_peak_memory", "value": self.peak_mib, "unit": "MiB", "samples": 1, **of})
-        if self.joules_per_token is not None:
-            energy = {"name": f"{measure}_energy", "value": self.joules_per_token, "unit": "J/token", "samples": 1}
-            found.append({**energy, **of})
-        return found
 
 
 @dataclass(frozen=True)
@@ -149,6 +61,8 @@ class LatencyBenchmark:
         generation_rounds: of throughput.
         dtype: of the weights; None is that of the file.
         device: as torch names it; None is a GPU where there is one.
+        semi_structured: models with 2:4 weights are measured once more, on the kernels of torch for them; needs a
+            GPU that has these and half precision.
         threads: of a CPU; None leaves the process's.
         memory: whether peak memory is measured, on a CPU in a process for each figure.
         energy_s: seconds for which a pass is repeated to count its energy, where that can be; 0 leaves it out.
@@ -173,6 +87,7 @@ class LatencyBenchmark:
     generation_rounds: int = 3
     dtype: Dtype | None = None
     device: str | None = None
+    semi_structured: bool = False
     threads: int | None = None
     memory: bool = True
     energy_s: float = 2.0
@@ -180,7 +95,7 @@ class LatencyBenchmark:
     extract: Extract | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        refuse_below_one(self, but=["warmup", "energy_s", "seed", "memory"])
+        refuse_below_one(self, but=["warmup", "energy_s", "seed", "memory", "semi_structured"])
         for name in ("warmup", "energy_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"bench.{name}={getattr(self, name)}: allowed is 0 or more")
@@ -206,6 +121,8 @@ class LatencyBenchmark:
                 "run, bench.run_dir=DIR bench.architectures=[largest,smallest]"
             )
         device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.semi_structured:
+            refuse_without_kernels(device, "bench.semi_structured=true")
         counter = energy_counter(device) if self.energy_s else "energy is left out (bench.energy_s=0)"
         with torch.inference_mode(), threads(self.threads), self._subjects(device, say) as subjects:
             self._refuse_long(subjects)
@@ -223,7 +140,7 @@ class LatencyBenchmark:
                 for subject, row in zip(subjects, self._timed(workload, subjects, device, rng), strict=True):
                     peak = held.get((subject.name, workload.measure))
                     if self.memory and device.type == "cuda":
-                        peak = _allocated_mib(workload, subject, device)
+                        peak = allocated_mib(workload, subject, device)
                     joules = None
                     if not isinstance(counter, str):
                         forward = workload.on(subject.model)
@@ -270,7 +187,7 @@ class LatencyBenchmark:
             for workload, subject in jobs
         ]
         try:
-            found = printed_by("nas_llm.benchmarks.latency", torch.get_num_threads(), json.dumps(given))
+            found = printed_by("nas_llm.benchmarks.latency_memory", torch.get_num_threads(), json.dumps(given))
         except subprocess.CalledProcessError as error:
             said = error.stderr.strip().splitlines() or [str(error)]
             say(f"peak memory is not measured: {said[-1]}")
@@ -281,12 +198,12 @@ class LatencyBenchmark:
     @contextmanager
     def _subjects(self, device: torch.device, say: Callable[[str], None]) -> Iterator[list[Subject]]:
         """The models, where they are timed; sub-networks are written down for the processes that measure memory."""
-        names = _names(self.paths)
+        names = shown_names(self.paths)
         subjects = []
         for path in self.paths:
             resolved = resolve(path)
             local = str(Path(resolved).absolute()) if Path(resolved).is_dir() else resolved
-            subjects.append(_subject(names[path], {"model": names[path]}, load(path, self.dtype), local, device))
+            subjects.append(on_device(names[path], {"model": names[path]}, load(path, self.dtype), local, device))
         with tempfile.TemporaryDirectory() as folder:
             if self.run_dir is not None:
                 assert self.extract is not None
@@ -296,7 +213,9 @@ class LatencyBenchmark:
                     if place is not None:
                         place = _saved(model, place, say)
                     shown = id if name == id else f"{name} ({id})"
-                    subjects.append(_subject(shown, {"architecture": id}, model, place, device))
+                    subjects.append(on_device(shown, {"architecture": id}, model, place, device))
+            if self.semi_structured:
+                subjects += _on_kernels(subjects, device)
             yield subjects
 
     def _refuse_long(self, subjects: Sequence[Subject]) -> None:
@@ -328,40 +247,25 @@ class LatencyBenchmark:
         )
 
 
-def load(path: str, dtype: str | None) -> PreTrainedModel:
-    """A model in evaluation mode.
+def _on_kernels(subjects: Sequence[Subject], device: torch.device) -> list[Subject]:
+    """Those that have 2:4 weights, a second time: on the kernels.
 
     Raises:
-        ValueError: there is none, or adapters lie beside its weights, which would be left out.
+        ValueError: none has any that the kernels take, or such a one is not in half precision.
     """
-    if (Path(resolve(path)) / ADAPTER).is_dir():
-        raise ValueError(
-            f"bench.paths={path} has low-rank adapters beside its weights, which would be left out: export it with "
-            "export.adapters=merged"
-        )
-    try:
-        return from_pretrained(path, dtype=dtype).eval()
-    except ValueError as error:
-        raise ValueError(str(error).replace("model.path=", "bench.paths=", 1)) from error
-
-
-def _subject(
-    name: str, identity: Mapping[str, str], model: PreTrainedModel, path: str | None, device: torch.device
-) -> Subject:
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    model.to(device).eval()  # type: ignore[arg-type]
-    after = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    return Subject(name, identity, model, path, (after - before) / MEBI)
-
-
-def _allocated_mib(workload: Workload, subject: Subject, device: torch.device) -> float:
-    """Peak memory of a model at a workload, on a GPU."""
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    forward = workload.on(subject.model)
-    forward.run(forward.prepare())
-    torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before) / MEBI + subject.weights_mib
+    found, without = [], ValueError()
+    for subject in subjects:
+        try:
+            two_four_modules(subject.model)
+        except ValueError as error:
+            without = error
+            continue
+        identity = {**subject.identity, "kernels": "semi_structured"}
+        name = f"{subject.name}, 2:4 kernels"
+        found.append(on_device(name, identity, deepcopy(subject.model), None, device, change=semi_structured))
+    if not found:
+        raise ValueError(f"bench.semi_structured=true: {without}") from without
+    return found
 
 
 def _saved(model: PreTrainedModel, place: str, say: Callable[[str], None]) -> str | None:
@@ -371,12 +275,6 @@ def _saved(model: PreTrainedModel, place: str, say: Callable[[str], None]) -> st
         say(f"peak memory is not measured: {error}")
         return None
     return place
-
-
-def _names(paths: Sequence[str]) -> dict[str, str]:
-    """A directory's own name, a hub name with -- for its slash; the whole path where several would be alike."""
-    short = [Path(path).resolve().name if Path(path).is_dir() else path.replace("/", "--") for path in paths]
-    return {path: name if short.count(name) == 1 else path for path, name in zip(paths, short, strict=True)}
 
 
 def _conditions(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
@@ -390,35 +288,3 @@ def _place(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-def _digits(number: float) -> str:
-    return f"{number:.3f}" if number < 100 else f"{number:.1f}"
-
-
-@torch.inference_mode()
-def held_mib(count: int, path: str, dtype: str, workload: Workload) -> float:
-    """What this process holds at most for a model and a pass, above what the libraries do once they have run one."""
-    torch.set_num_threads(count)
-    with quiet():
-        for warm in (True, False):
-            before = resident_mib()
-            model = load(SMALLEST if warm else path, dtype)
-            forward = Workload("prefill", 1, 8).on(model) if warm else workload.on(model)
-            forward.run(forward.prepare())
-    return peak_mib() - before
-
-
-def main(count: int, jobs: Sequence[Mapping[str, Any]]) -> None:
-    """Prints `held_mib` of each job, measured in a process of its own that begins where this one is: with the libraries
-    loaded and nothing else done."""
-    found = []
-    for job in jobs:
-        workload = Workload(job["measure"], job["batch"], job["prompt"], job["new_tokens"])
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
-            found.append(process.submit(held_mib, count, job["path"], job["dtype"], workload).result())
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), json.loads(sys.argv[2]))

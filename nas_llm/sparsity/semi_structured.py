@@ -60,6 +60,23 @@ def two_four_modules(model: PreTrainedModel) -> OnKernels:
     )
 
 
+def refuse_without_kernels(device: torch.device, asked: str) -> None:
+    """
+    Raises:
+        ValueError: the device has no such kernels; ``asked`` is what needs them.
+    """
+    if device.type != "cuda":
+        raise ValueError(
+            f"{asked}: semi-structured kernels need a CUDA device, this is {device.type}: measure the model as it is, "
+            "or on such a device"
+        )
+    if torch.cuda.get_device_capability(device) < CAPABILITY:
+        raise ValueError(
+            f"{asked}: semi-structured kernels need compute capability {'.'.join(map(str, CAPABILITY))}, "
+            f"{torch.cuda.get_device_name(device)} has less: measure the model as it is"
+        )
+
+
 @torch.no_grad()
 def semi_structured(model: PreTrainedModel) -> OnKernels:
     """Puts every 2:4 weight of ``model`` on the kernels, in place.
@@ -68,16 +85,7 @@ def semi_structured(model: PreTrainedModel) -> OnKernels:
         ValueError: the model is not on a CUDA device that has them, is not in half precision, or has no weight for
             them; nothing has been changed then.
     """
-    if model.device.type != "cuda":
-        raise ValueError(
-            f"semi-structured kernels need a CUDA device, the model is on {model.device.type}: measure it as it is, or "
-            "on such a device"
-        )
-    if torch.cuda.get_device_capability(model.device) < CAPABILITY:
-        raise ValueError(
-            f"semi-structured kernels need compute capability {'.'.join(map(str, CAPABILITY))}, "
-            f"{torch.cuda.get_device_name(model.device)} has less: measure the model as it is"
-        )
+    refuse_without_kernels(model.device, "2:4 weights")
     if model.dtype not in DTYPES:
         dtype = str(model.dtype).removeprefix("torch.")
         raise ValueError(
