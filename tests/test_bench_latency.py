@@ -21,7 +21,6 @@ from nas_llm.benchmarks.latency_rows import LatencyRow, Workload
 from nas_llm.benchmarks.latency_subjects import Subject
 from nas_llm.models.loading import save_pretrained
 from nas_llm.models.operator_assembly import assemble
-from nas_llm.models.supernet import Supernet
 from nas_llm.models.timing import Pass, Time, interleaved, tokens_to_time
 from nas_llm.operator_network import Ffn, Identity, Linear, OperatorNetwork
 from nas_llm.operators.latency_measurement import untrained
@@ -182,7 +181,7 @@ def test_peak_memory_on_a_gpu_is_the_rise_and_the_models_own_weights(monkeypatch
         ({"threads": 0}, "bench.threads=0: allowed is 1 or more, or null for one per core"),
         ({"warmup": -1}, "bench.warmup=-1: allowed is 0 or more"),
         (
-            {"semi_structured": True},
+            {"semi_structured": True, "paths": ["x"]},
             "bench.semi_structured=true: .* need a CUDA device, this is cpu",
         ),
         ({"device": "nowhere"}, "bench.device=nowhere is no device"),
@@ -195,7 +194,7 @@ def test_what_cannot_be_measured_is_refused(settings, message):
 
 
 def test_only_networks_with_two_four_weights_are_timed_on_the_kernels(tmp_path, monkeypatch):
-    cut = Supernet(build("llama", hidden_size=64, intermediate_size=128).model)
+    cut = build("llama", hidden_size=192, intermediate_size=128)
     save_pretrained(cut.model, tmp_path / "dense")
     Magnitude(pattern="2:4")(cut)
     save_pretrained(cut.model, tmp_path / "cut")
