@@ -18,7 +18,7 @@ from nas_llm.stages import modules
 
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
 FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, UNREAD = 2, 130, 141  # UNREAD: as of a program that SIGPIPE ends
 # nas-llm bench sandwich: stages that take a group's option by name
 NAMED = {"bench": "bench", "analyse": "analysis", "reproduce": "reproduce"}
 
@@ -29,9 +29,14 @@ def main() -> None:
     if not is_main_process() and CHILD_ARGUMENTS in os.environ:
         arguments = json.loads(os.environ[CHILD_ARGUMENTS])
     try:
-        sys.exit(run(arguments))
+        code = run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:  # before the stage began
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    except BrokenPipeError:  # `nas-llm train --help | head`: who reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        code = UNREAD
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
