@@ -1,7 +1,10 @@
-"""Wanda, SparseGPT and GPTQ beside llmcompressor's, where that is installed: the same weights, block after block.
+"""Wanda, SparseGPT and GPTQ beside llmcompressor, rounding beside torchao, where these are installed: the same weights.
 
-It pins versions that are not this package's, so that it lies in a folder of its own for this job:
+(torchao's Wanda is another method: one ranking for a whole layer, by squared norms of what the layer writes.)
+
+They pin versions that are not this package's, so that they lie in folders of their own for this job:
 pip install --no-deps --target FOLDER llmcompressor compressed-tensors loguru auto-round; PYTHONPATH=FOLDER pytest ...
+pip install --no-deps --target OTHER torchao; PYTHONPATH=OTHER pytest ...
 """
 
 from __future__ import annotations
@@ -18,8 +21,12 @@ from nas_llm.baselines.sparse import SparseGPTBaseline, WandaBaseline
 from nas_llm.models.block_walk import walk
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.gptq import GPTQ
+from nas_llm.quantization.rtn import rounded
 
-pytest.importorskip("llmcompressor", reason="llmcompressor is not installed, or not for these", exc_type=ImportError)
+
+def maintained(name: str):
+    """A module of a library that may not be there, or not for the versions that are."""
+    return pytest.importorskip(name, exc_type=ImportError)
 
 
 class Inputs:
@@ -53,8 +60,7 @@ def changed(supernet: Supernet, change: Callable[[Tensor, Tensor], Tensor]) -> I
 
 @pytest.mark.parametrize("amount", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"pattern": "4:8"}])
 def test_wanda(amount):
-    from llmcompressor.modifiers.pruning.wanda import wanda_sparsify as theirs
-
+    theirs = maintained("llmcompressor.modifiers.pruning.wanda.wanda_sparsify")
     zeros, group = (0, 0) if "sparsity" in amount else map(int, amount["pattern"].split(":"))
 
     def change(weight: Tensor, inputs: Tensor) -> Tensor:
@@ -70,8 +76,7 @@ def test_wanda(amount):
 
 @pytest.mark.parametrize(("pattern", "block_size"), [("2:4", 128), ("4:8", 128), ("2:4", 16)])
 def test_sparsegpt(pattern, block_size):
-    from llmcompressor.modifiers.pruning.sparsegpt import sgpt_sparsify as theirs
-
+    theirs = maintained("llmcompressor.modifiers.pruning.sparsegpt.sgpt_sparsify")
     zeros, group = map(int, pattern.split(":"))
 
     def change(weight: Tensor, inputs: Tensor) -> Tensor:
@@ -89,8 +94,8 @@ def test_sparsegpt(pattern, block_size):
 @pytest.mark.parametrize(("act_order", "group_size"), [(True, 8), (False, 48)])
 def test_gptq(act_order, group_size):
     """With grids made beforehand, as theirs are: by activation order, or one group a row."""
-    quantization = pytest.importorskip("compressed_tensors.quantization")
-    theirs = pytest.importorskip("llmcompressor.modifiers.gptq.gptq_quantize")
+    quantization = maintained("compressed_tensors.quantization")
+    theirs = maintained("llmcompressor.modifiers.gptq.gptq_quantize")
     generator = torch.Generator().manual_seed(0)
     weight, inputs = (torch.randn(size, 48, generator=generator) for size in (40, 96))
     inputs *= torch.linspace(0.2, 3, 48)
@@ -109,3 +114,19 @@ def test_gptq(act_order, group_size):
         quant_args=arguments,
     )
     assert torch.allclose(made[0], ours.dequantized(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(2, 16), (4, 48), (8, 8)])
+def test_rounding_of_torchao(bits, group_size):
+    theirs = maintained("torchao.quantization.quant_primitives")
+    weight = torch.randn(40, 48, generator=torch.Generator().manual_seed(bits))
+    block, most = (1, group_size), 2**bits - 1
+    asymmetric = theirs.MappingType.ASYMMETRIC
+    scale, zero = theirs.choose_qparams_affine(weight, asymmetric, block, torch.uint8, 0, most, keepdim=True)
+    codes = theirs.quantize_affine(weight, block, scale, zero, torch.uint8, 0, most)
+    ours = rounded(weight, bits, group_size)
+    assert torch.allclose(scale, ours.scales, rtol=1e-6)
+    assert torch.equal(zero.to(torch.uint8), ours.zeros)
+    assert torch.equal(codes, ours.codes)
+    dequantized = theirs.dequantize_affine(codes, block, scale, zero, torch.uint8, 0, most)
+    assert torch.allclose(dequantized, ours.dequantized(), atol=1e-6)
