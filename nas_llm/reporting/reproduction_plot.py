@@ -1,7 +1,7 @@
 """table.png: a table of a paper beside what was measured here, drawn from ``table.csv`` alone.
 
-With two columns named as axes: ours as points with the seeds' spread, one colour per series, published numbers hollow.
-Without: one panel per column, the rows below each other.
+With two columns named as axes: ours as points with the seeds' spread, one colour per series. Without: one panel per
+column, the rows below each other, published numbers that compare hollow.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ COLUMNS = (
 )
 BLUE, GREY = "#0072B2", "#8c8c8c"
 PANELS = 4  # in a line
+WITHIN = 5  # series whose legend has room among the points
 
 
 def plot_reproduction(
@@ -82,7 +83,8 @@ def _panels(rows: Sequence[dict[str, str]]) -> Figure | None:
         _plain(axes)
     for unused in range(len(columns), len(panels)):
         panels[unused].set_visible(False)
-    figure.supxlabel("filled: measured here; hollow: published, where the two compare", fontsize=8)
+    if any(row["difference"] for row in rows):
+        figure.supxlabel("filled: measured here; hollow: published, where the two compare", fontsize=8)
     return figure
 
 
@@ -109,7 +111,9 @@ def _plane(rows: Sequence[dict[str, str]], x: str, y: str, lines: bool) -> Figur
     axes.set_xlabel(numbers.axis(x, ours[0][x]["our_unit"]))
     axes.set_ylabel(numbers.axis(y, ours[0][y]["our_unit"]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.tick(value)))
-    if any(row[x]["series"] for row in ours):
+    if len({row[x]["series"] for row in ours}) > WITHIN:
+        figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+    elif any(row[x]["series"] for row in ours):
         axes.legend(fontsize=8, frameon=False)
     _plain(axes)
     return figure
