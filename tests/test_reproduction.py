@@ -157,7 +157,7 @@ def test_unknown_things_in_a_specification_are_named():
         with pytest.raises(ValueError) as caught:
             Reproduction(**node)
         assert says in str(caught.value)
-    with pytest.raises(ValueError, match="there is no row smal at scale=mini: did you mean small"):
+    with pytest.raises(ValueError, match="there is no such row at scale=mini; choose"):
         chosen_rows(Reproduction(**tiny()), "mini", ["smal"])
 
 
@@ -279,6 +279,34 @@ def test_what_is_finished_is_not_run_again(tmp_path, capsys):
     more = Stages()
     made(tmp_path / "run", more, seeds=(0, 1, 2))
     assert len(more.ran) == 4
+
+
+def test_other_rows_and_seeds_of_earlier_calls_stay_in_the_table(tmp_path, capsys):
+    made(tmp_path / "run", Stages(), seeds=(0, 1))
+    before = cells(tmp_path / "run")
+    spec = Reproduction(**tiny())
+    (small,) = (row for row in spec.rows_at("mini") if row.name == "small")
+    assert reproduced(tmp_path / "run", spec, "mini", [small], [2], {}, Stages()) == []
+    after = cells(tmp_path / "run")
+    assert after["base", "accuracy"]["ours"] == before["base", "accuracy"]["ours"]
+    assert (after["base", "accuracy"]["seeds"], after["small", "accuracy"]["seeds"]) == ("2", "3")
+    assert "scale=mini, seeds 0, 1, 2 (base 0, 1), " in (tmp_path / "run" / "table.md").read_text()
+
+
+def test_a_folder_of_another_table_is_refused(tmp_path):
+    made(tmp_path / "run", Stages(), seeds=(0,))
+    before = (tmp_path / "run" / "table.csv").read_text()
+    stages = Stages()
+    with pytest.raises(ValueError, match="holds another table, .*, scale=mini: name another folder"):
+        made(tmp_path / "run", stages, seeds=(0,), title="Another")
+    assert (tmp_path / "run" / "table.csv").read_text() == before
+    assert stages.ran == []
+
+
+def test_a_table_without_numbers_has_no_picture(tmp_path, capsys):
+    made(tmp_path / "run", Stages(fails="train"), seeds=(0,))
+    assert not (tmp_path / "run" / "table.png").exists()
+    assert capsys.readouterr().out.rstrip().endswith("written: " + f"{tmp_path}/run/table.md, table.csv")
 
 
 def test_changed_commands_begin_anew(tmp_path):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -21,19 +19,12 @@ from nas_llm.reproduction.filling import RowOfSeed, planned, slug
 from nas_llm.reproduction.published import Table, published_dir, read_published
 from nas_llm.reproduction.quotients import quotients
 from nas_llm.reproduction.records import is_number
-from nas_llm.reproduction.runs import (
-    CommandFailed,
-    Place,
-    RunCommand,
-    copy_file,
-    keep_values,
-    kept_values,
-    run_commands,
-)
-from nas_llm.reproduction.spec import SCALES, Cell, Quotient, Reproduction, Row, Scale
+from nas_llm.reproduction.runs import CommandFailed, Place, RunCommand, copy_file, keep_values, run_commands
+from nas_llm.reproduction.spec import SCALES, Quotient, Reproduction, Row, Scale
 from nas_llm.reproduction.table import entries, write_table
 from nas_llm.reproduction.worker_process import Worker, worker
 from nas_llm.stages.finished_run import REFERENCES, FinishedRun
+from nas_llm.stages.table_folder import COMMON, Job, TableFolder
 
 READS = ("reproduce", "scale", "seeds", "rows")
 OVERRIDES = {
@@ -46,7 +37,6 @@ OVERRIDES = {
     "reproduce.common_dir=DIR": "of what rows share, for tables that share it with others",
     "reproduce.tflops=N": "scale=paper: the throughput that the estimate assumes",
 }
-COMMON, ROWS = "common", "rows"  # folders of the run directory
 
 
 def main(cfg: DictConfig) -> None:
@@ -58,8 +48,8 @@ def main(cfg: DictConfig) -> None:
     spec, scale, published = specification(cfg)
     rows = chosen_rows(spec, scale, cfg.rows)
     seeds = [int(seed) for seed in (cfg.seeds if cfg.seeds is not None else spec.seeds.get(scale, [0]))]
-    if not seeds:
-        raise ValueError("seeds=[]: name at least one, as seeds=[0]")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={seeds}: name at least one, and each once, as seeds=[0,1,2]")
     with worker() as process:
         if scale == "paper":
             print(forecast(spec, rows, seeds, process))
@@ -118,9 +108,11 @@ def chosen_rows(spec: Reproduction, scale: Scale, names: Sequence[str] | None) -
         raise ValueError(f"scale={scale}: this table has no rows at it; set {' or '.join(others)}")
     if names is None:
         return list(known.values())
-    for name in names:
+    for name in map(str, names):
         if name not in known:
-            raise ValueError(unknown(f"rows: there is no row {name} at scale={scale}", str(name), known))
+            alike = [row for row in known if name.lower() in row.lower()] or list(known)
+            listed = ", ".join(f"\"rows=['{row}']\"" for row in alike)
+            raise ValueError(f"rows=[{name}]: there is no such row at scale={scale}; choose {listed}")
     return [row for name, row in known.items() if name in names]
 
 
@@ -148,15 +140,20 @@ def reproduced(
     """Runs all rows, writes the table and the picture into the run directory; returns the names of rows that failed."""
     run_dir = run_dir.absolute()
     shared = Path(spec.common_dir).absolute() if spec.common_dir is not None else run_dir / COMMON
-    values: dict[tuple[str, str, int], float] = {}
+    folder = TableFolder(spec, scale, run_dir, shared, network_id)
+    folder.claim()
+    jobs = [(row, seed) for seed in seeds for row in rows]
+    left = folder.left(but=jobs)  # of earlier calls: other rows, other seeds
+    values = {(row, column, seed): value for (row, seed), kept in left.items() for column, value in kept.items()}
+    named = {row.name for row in rows} | {row for row, _ in left}
+    shown = [row for row in spec.rows_at(scale) if row.name in named]
     errors: dict[str, str] = {}
     broken: dict[Path, str] = {}
     seconds: list[float] = []
-    jobs = [(seed, row) for seed in seeds for row in rows]
-    for number, (seed, row) in enumerate(jobs, start=1):
+    for number, (row, seed) in enumerate(jobs, start=1):
         start = time.perf_counter()
         try:
-            ran, found = finished(spec, scale, row, seed, run_dir / ROWS, shared, run, broken)
+            ran, found = finished(folder.job(row, seed), run, broken)
             values |= {(row.name, column, seed): value for column, value in found.items()}
             said = "done before" if not ran else f"done in {numbers.duration(time.perf_counter() - start)}"
         except ValueError as error:
@@ -164,27 +161,21 @@ def reproduced(
             errors[row.name] = f"seed {seed}: {error}"
         if ran:
             seconds.append(time.perf_counter() - start)
-        left = sum(seconds) / len(seconds) * (len(jobs) - number) if seconds else 0.0
-        rest = f"; about {numbers.duration(left)} left" if left else ""
+        ahead = sum(seconds) / len(seconds) * (len(jobs) - number) if seconds else 0.0
+        rest = f"; about {numbers.duration(ahead)} left" if ahead else ""
         print(f"[{number}/{len(jobs)}] {row.name}, seed {seed}: {said}{rest}", flush=True)
-        table = write_everything(run_dir, spec, scale, rows, seeds, published, values, errors)
-    plot_reproduction(table, x=spec.drawn.x, y=spec.drawn.y, lines=spec.drawn.lines)
-    for path in copied_pictures(spec, scale, rows, seeds, run_dir, shared):
+        table = write_everything(
+            run_dir, spec, scale, shown, sorted({*seeds, *(seed for _, seed in left)}), published, values, errors
+        )
+    picture = plot_reproduction(table, x=spec.drawn.x, y=spec.drawn.y, lines=spec.drawn.lines)
+    for path in copied_pictures(folder, rows, seeds):
         print(f"written: {path}")
-    print(f"\n{(run_dir / 'table.md').read_text()}\nwritten: {run_dir}/table.md, table.csv, table.png")
+    files = ", ".join(["table.md", "table.csv", *(["table.png"] if picture is not None else [])])
+    print(f"\n{(run_dir / 'table.md').read_text()}\nwritten: {run_dir}/{files}")
     return list(errors)
 
 
-def finished(
-    spec: Reproduction,
-    scale: Scale,
-    row: Row,
-    seed: int,
-    folder: Path,
-    shared: Path,
-    run: RunCommand,
-    broken: dict[Path, str],
-) -> tuple[bool, dict[str, float]]:
+def finished(job: Job, run: RunCommand, broken: dict[Path, str]) -> tuple[bool, Mapping[str, float]]:
     """Whether anything had to be run, and the row's numbers for this seed.
 
     ``broken`` takes what rows share and what has failed, so that it is not tried again for every row.
@@ -192,28 +183,16 @@ def finished(
     Raises:
         ValueError: a command failed, or a number is not where it should be.
     """
-    ran, after, commons = False, {}, {}
-    for name in spec.commons_of(row, scale):
-        place = place_of(spec, scale, None, seed, shared / name / f"seed-{seed}", {}, spec.common[name][scale])
+    ran = False
+    for place in job.commons.values():
         ran |= not place.is_finished
         run_shared(place, run, broken)
-        commons[name] = place.folder
-        after[name] = list(place.commands)
-    own = RowOfSeed(spec, scale, row, seed, folder / slug(row.name) / f"seed-{seed}", network_id, commons)
-    place = place_of(spec, scale, row, seed, own.folder, commons, row.commands[scale], after)
-    cells = {
-        column.name: source
-        for column in spec.all_columns
-        if isinstance(source := spec.source(row, column, scale), Cell)
-    }
-    sources = {name: asdict(cell) for name, cell in cells.items()}
-    kept = kept_values(place, sources)
-    if kept is not None:
-        return ran, dict(kept)
-    ran |= not place.is_finished
-    run_commands(place, run)
-    found = {name: own.number(cell) for name, cell in cells.items()}
-    keep_values(place, found, sources)
+    if (kept := job.kept) is not None:
+        return ran, kept
+    ran |= not job.place.is_finished
+    run_commands(job.place, run)
+    found = {name: job.own.number(cell) for name, cell in job.cells.items()}
+    keep_values(job.place, found, job.sources)
     return ran, found
 
 
@@ -226,22 +205,6 @@ def run_shared(place: Place, run: RunCommand, broken: dict[Path, str]) -> None:
     except CommandFailed as error:
         broken[place.folder] = str(error)
         raise
-
-
-def place_of(
-    spec: Reproduction,
-    scale: Scale,
-    row: Row | None,
-    seed: int,
-    folder: Path,
-    commons: Mapping[str, Path],
-    commands: Sequence[str],
-    after: Mapping[str, Any] | None = None,
-) -> Place:
-    """Where the commands of a row, or of what rows share, are run for one seed."""
-    own = RowOfSeed(spec, scale, row, seed, folder, network_id, commons)
-    texts = tuple(text for command in commands if (text := spec.text(command, row, scale)).strip())
-    return Place(folder, texts, own.fill, after or {})
 
 
 def write_everything(
@@ -266,23 +229,33 @@ def write_everything(
         for column in spec.all_columns
     }
     found = entries(spec, scale, rows, published, over_seeds, errors)
-    named = ", ".join(map(str, seeds))
     setup = spec.setup.get(scale)
-    facts = [*([setup] if setup else []), f"scale={scale}, seeds {named}, {date.today().isoformat()}."]
+    facts = [*([setup] if setup else []), f"scale={scale}, {_of_seeds(rows, seeds, by_seed)}, {date.today()}."]
     failures = [f"{name}: {error}" for name, error in errors.items()]
     return write_table(run_dir, spec, found, facts, failures)
 
 
-def copied_pictures(
-    spec: Reproduction, scale: Scale, rows: Sequence[Row], seeds: Sequence[int], run_dir: Path, shared: Path
-) -> list[Path]:
+def _of_seeds(rows: Sequence[Row], seeds: Sequence[int], values: Mapping[tuple[str, str, int], float]) -> str:
+    """Which seeds the numbers are of; rows with fewer than the most are named."""
+    own = {row.name: {seed for name, _, seed in values if name == row.name} for row in rows}
+    most = set().union(*own.values()) or set(seeds)
+    fewer = [f"{name} {_listed(found)}" for name, found in own.items() if found and found < most]
+    return f"seeds {_listed(most)}" + (f" ({'; '.join(fewer)})" if fewer else "")
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
+
+
+def copied_pictures(folder: TableFolder, rows: Sequence[Row], seeds: Sequence[int]) -> list[Path]:
     """Pictures that the commands drew, of the first seed, beside the table."""
-    commons = {name: shared / name / f"seed-{seeds[0]}" for name in spec.common}
+    spec, scale, run_dir, seed = folder.spec, folder.scale, folder.run_dir, seeds[0]
+    commons = {name: folder.shared / name / f"seed-{seed}" for name in spec.common}
     found = []
     for text in spec.drawn.files.get(scale, ()):
         for row in rows if "{run}" in text else [None]:
-            folder = run_dir / ROWS / slug(row.name) / f"seed-{seeds[0]}" if row is not None else run_dir
-            source = Path(RowOfSeed(spec, scale, row, seeds[0], folder, network_id, commons).fill(text))
+            place = run_dir if row is None else folder.folder(row, seed)
+            source = Path(RowOfSeed(spec, scale, row, seed, place, network_id, commons).fill(text))
             if source.is_file():
                 name = source.name if row is None else f"{slug(row.name)}-{source.name}"
                 copy_file(source, run_dir / name)
