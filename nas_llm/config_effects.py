@@ -59,7 +59,7 @@ def _refuse_evaluation(cfg: DictConfig) -> None:
             raise ValueError(
                 f"{key}={cfg[key]} cannot take effect with evaluate.model_path, which names one network: leave one out"
             )
-    if chosen.replace and not cfg.harness:
+    if chosen.replace and not cfg.harness and chosen.model_path is None:
         raise ValueError("evaluate.replace=true cannot take effect without tasks: add harness=tasks, or leave it out")
     if not any(cfg.get(key) for key in ("objectives", "harness", "text_perplexity")):
         raise ValueError(

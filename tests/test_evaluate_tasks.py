@@ -102,11 +102,33 @@ def test_a_saved_model_needs_no_run(run, asked, capsys, tmp_path, tiny_tasks):  
     assert [metric["value"] for metric in metrics] == pytest.approx([metric.value for metric in alone.metrics])
     assert {metric["model"] for metric in metrics} == {"model"}
     other = f"evaluate.model_path={tmp_path / 'other' / 'model'}"
-    assert "holds results of another network" in refused(capsys, other, results, *asked)
-    (tmp_path / "results" / "harness" / "model.json").unlink()
     assert "of another network called model" in refused(capsys, other, results, *asked)
+    (tmp_path / "results" / "results.json").unlink()
+    assert "holds results of another network" in refused(capsys, other, results, *asked)
     assert cli.run(["evaluate", other, results, *asked, "evaluate.name=other"]) == 0
-    assert {m["model"] for m in read_json(tmp_path / "results" / "results.json")["metrics"]} == {"model", "other"}
+    assert {m["model"] for m in read_json(tmp_path / "results" / "results.json")["metrics"]} == {"other"}
+
+
+def test_figures_of_two_models_of_one_name_are_not_mixed(run, capsys, tmp_path):
+    finished = FinishedRun(run)
+    for name, architecture in (("small", finished.space.smallest()), ("other", finished.space.middle())):
+        place = tmp_path / name / "model"
+        nas_llm.save_pretrained(finished.supernet.extract(architecture), place, tokenizer=finished.tokenizer)
+    small, other = (f"evaluate.model_path={tmp_path / name / 'model'}" for name in ("small", "other"))
+    results = f"run_dir={tmp_path / 'results'}"
+    (tmp_path / "text.txt").write_text("\n\n".join(f"a text of {i} words" for i in range(400)))
+    by_text = ["text_perplexity=file", f"text_perplexity.path={tmp_path / 'text.txt'}", "text_perplexity.window=16"]
+    by_text.append("text_perplexity.stride=8")
+    sizes = ["objectives=[params]", "data=text", f"data.path={tmp_path / 'text.txt'}", "data.sequence_length=16"]
+    sizes += ["data.validation_size=2", "data.test_size=2", "data.calibration_size=2"]
+    for asked in (sizes, ["objectives=[none]", *by_text]):
+        assert cli.run(["evaluate", small, results, *asked]) == 0
+        before = read_json(tmp_path / "results" / "results.json")
+        assert "of another network called model" in refused(capsys, other, results, *asked)
+        assert read_json(tmp_path / "results" / "results.json") == before
+    assert cli.run(["evaluate", other, results, *sizes, "evaluate.replace=true"]) == 0
+    (metric,) = read_json(tmp_path / "results" / "results.json")["metrics"]
+    assert metric["value"] == finished.supernet.num_parameters(finished.space.middle())
 
 
 def test_a_saved_model_is_measured_on_the_data_of_a_run(run, capsys, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from nas_llm.reporting import numbers
 from nas_llm.run_directory import RESULTS_FILE, add_metrics, recorded_fingerprints, write_text
 from nas_llm.stages.data import recorded_data
 from nas_llm.stages.harness_files import FOLDER, refuse_other_results, write_results
-from nas_llm.stages.subjects import Subject, Subjects, chosen_subjects
+from nas_llm.stages.subjects import Subject, Subjects, chosen_subjects, is_of_another, refuse_other_networks
 from nas_llm.stages.text_perplexity import measure_text
 
 READS = (
@@ -69,6 +69,8 @@ def _main(cfg: DictConfig) -> None:
     if harness is not None:
         _ = harness.loaded  # what is wrong with the tasks is told before a network is loaded
     subjects = chosen_subjects(cfg)
+    if not cfg.evaluate.replace and (harness is not None or cfg.evaluate.model_path is not None):
+        refuse_other_networks(run_dir, subjects)
     if harness is not None:
         _refuse_documents_of_the_search(cfg, subjects, harness.loaded, "harness.offset={}")
         if not cfg.evaluate.replace:
@@ -114,7 +116,9 @@ def _measure_objectives(cfg: DictConfig, run_dir: Path, subjects: Subjects) -> N
         details = {o.name: o.details(subjects.supernet, architecture) for o in objectives if isinstance(o, Detailed)}
         known = {name: made_of.whole.value for name, made_of in details.items()}
         values = measure(objectives, subjects.supernet, architecture, known)
-        add_metrics(run_dir, _metrics(subject, values, objectives, samples, details))
+        metrics = _metrics(subject, values, objectives, samples, details)
+        replaced = _replaced(subjects) if cfg.evaluate.replace else None
+        add_metrics(run_dir, [{**metric, **subjects.signature} for metric in metrics], without=replaced)
         if cfg.evaluate.texts:
             _write_texts(run_dir, subject, details)
         rows.append((subject.shown, architecture, values))
@@ -130,8 +134,17 @@ def _text_perplexity(cfg: DictConfig, run_dir: Path, subjects: Subjects) -> list
     """The rows of a table; none where no text was asked for."""
     if not cfg.text_perplexity:
         return []
-    networks = [(each.shown, each.where, partial(subjects.activated, each)) for each in subjects.members]
-    return measure_text(cfg.text_perplexity, subjects.tokenizer, run_dir, networks)
+    networks = [
+        (each.shown, {**each.where, **subjects.signature}, partial(subjects.activated, each))
+        for each in subjects.members
+    ]
+    replaced = _replaced(subjects) if cfg.evaluate.replace else None
+    return measure_text(cfg.text_perplexity, subjects.tokenizer, run_dir, networks, without=replaced)
+
+
+def _replaced(subjects: Subjects) -> Callable[[Mapping[str, Any]], bool]:
+    """Tells metrics that networks of the same names have left, but other ones."""
+    return lambda metric: any(is_of_another(metric, each, subjects.network) for each in subjects.members)
 
 
 def _ask_tasks(run_dir: Path, subjects: Subjects, harness: Harness, *, replace: bool, progress: bool) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 
 from nas_llm.evaluation.harness import KEY, Harness, HarnessResults, TaskMetric
 from nas_llm.evaluation.harness_tasks import shots_of
-from nas_llm.run_directory import RESULTS_FILE, add_metrics, read_json, read_metrics, write_json
-from nas_llm.stages.subjects import Subject, Subjects
+from nas_llm.run_directory import add_metrics, read_json, write_json
+from nas_llm.stages.subjects import MEND, Subject, Subjects, is_of_another, other_name
 
 FOLDER = "harness"
 OWN = "nas_llm"  # what this program adds to the harness's JSON
 BY_TASK = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 SPLIT = "test"
-MEND = "or measure anew with evaluate.replace=true"
 
 
 def refuse_other_results(run_dir: Path, subjects: Subjects, harness: Harness) -> None:
@@ -32,13 +31,6 @@ def refuse_other_results(run_dir: Path, subjects: Subjects, harness: Harness) ->
         file = run_dir / FOLDER / f"{subject.label}.json"
         if file.exists():
             _refuse_other_file(file, subject, subjects.network, harness)
-        for metric in read_metrics(run_dir):
-            if _is_of(metric, subject) and metric["network"] != subjects.network:
-                raise ValueError(
-                    f"{run_dir / RESULTS_FILE} has {metric['name']} on {metric.get('data')} of another network called "
-                    f"{subject.label} (weights {metric['network']}, here {subjects.network}): choose another run_dir="
-                    f"{_other_name(subject)}, {MEND}"
-                )
 
 
 def _refuse_other_file(file: Path, subject: Subject, network: str, harness: Harness) -> None:
@@ -47,7 +39,7 @@ def _refuse_other_file(file: Path, subject: Subject, network: str, harness: Harn
     if own.get("network") != network:
         raise ValueError(
             f"{file} holds results of another network (weights {own.get('network')}, here {network}): choose another "
-            f"run_dir={_other_name(subject)}, {MEND}"
+            f"run_dir={other_name(subject)}, {MEND}"
         )
     for key, value in harness.settings.items():
         if own["settings"].get(key) != value:
@@ -71,10 +63,6 @@ def _other(key: str, now: Any, before: Any, file: Path) -> ValueError:
     )
 
 
-def _other_name(subject: Subject) -> str:
-    return " or evaluate.name=" if "model" in subject.where else ""
-
-
 def write_results(
     run_dir: Path, subject: Subject, network: str, results: HarnessResults, *, replace: bool = False
 ) -> None:
@@ -91,7 +79,11 @@ def write_results(
     merged[OWN] = {**merged[OWN], **subject.where, "network": network}
     write_json(file, merged)
     metrics = [{**_metric(metric), **subject.where, "network": network} for metric in results.metrics]
-    add_metrics(run_dir, metrics, without=(lambda metric: _is_of(metric, subject)) if replace else None)
+
+    def replaced(metric: Mapping[str, Any]) -> bool:
+        return _is_of(metric, subject) or is_of_another(metric, subject, network)
+
+    add_metrics(run_dir, metrics, without=replaced if replace else None)
 
 
 def _metric(metric: TaskMetric) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,12 +18,15 @@ from nas_llm.models.loading import ADAPTER, from_pretrained, load_tokenizer, res
 from nas_llm.models.supernet import Supernet
 from nas_llm.peft.files import SETTINGS
 from nas_llm.peft.saving import load_supernet as load_adapted
+from nas_llm.run_directory import RESULTS_FILE, read_metrics
 from nas_llm.stages.export import SUBNETS
 from nas_llm.stages.finished_run import ARCHIVE, FinishedRun
 from nas_llm.stages.search import device, load_supernet
 
 if TYPE_CHECKING:
     from nas_llm.search_space import SearchSpace
+
+MEND = "or measure anew with evaluate.replace=true"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Subjects:
         """Which weights these are, in 16 hex digits."""
         return fingerprint(self.supernet)
 
+    @property
+    def signature(self) -> dict[str, str]:
+        """What metrics of a saved model say beside its name, which others may have too; those of a run's sub-networks
+        need nothing."""
+        return {"network": self.network} if any("model" in each.where for each in self.members) else {}
+
 
 def chosen_subjects(cfg: DictConfig) -> Subjects:
     """The saved model of ``evaluate.model_path``; else sub-networks of the run: by ``architecture`` or a budget one;
@@ -70,6 +79,34 @@ def chosen_subjects(cfg: DictConfig) -> Subjects:
         ValueError: there is no such model, run or sub-network.
     """
     return _of_run(cfg) if cfg.evaluate.model_path is None else _saved(cfg)
+
+
+def refuse_other_networks(run_dir: Path, subjects: Subjects) -> None:
+    """
+    Raises:
+        ValueError: the run directory has results of another network by one of these names, with which those of this
+            one would be mixed.
+    """
+    for subject in subjects.members:
+        for metric in read_metrics(run_dir):
+            if is_of_another(metric, subject, subjects.network):
+                on = f" on {metric['data']}" if "data" in metric else ""
+                there = f"{run_dir / RESULTS_FILE} has {metric['name']}{on} of another network called {subject.label}"
+                raise ValueError(
+                    f"{there} (weights {metric['network']}, here {subjects.network}): choose another run_dir="
+                    f"{other_name(subject)}, {MEND}"
+                )
+
+
+def is_of_another(metric: Mapping[str, Any], subject: Subject, network: str) -> bool:
+    """Whether a metric has the subject's name and is known to be of other weights than ``network``."""
+    named = all(metric.get(key) == value for key, value in subject.where.items())
+    return named and metric.get("network", network) != network
+
+
+def other_name(subject: Subject) -> str:
+    """What a refusal offers beside another run_dir=."""
+    return " or evaluate.name=" if "model" in subject.where else ""
 
 
 def _of_run(cfg: DictConfig) -> Subjects:
