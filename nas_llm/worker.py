@@ -12,8 +12,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,8 @@ from nas_llm.config import config_dir
 from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line
 from nas_llm.launch import CONTINUING, checked
 from nas_llm.run_directory import is_main_process
+
+WATCH_S, PATIENCE_S = 0.1, 30.0  # between two looks at a copy; from Ctrl-C until it is killed
 
 
 def main() -> None:
@@ -77,12 +81,23 @@ def _checked(commands: Sequence[Sequence[str]]) -> Mapping[str, Any]:
 
 
 def _run(words: Sequence[str], log: str) -> int:
-    """The exit status of a command line that a copy of this process has run."""
+    """The exit status of a command line that a copy of this process has run. Where the one who asked has ended before,
+    the copy is stopped as by Ctrl-C: nobody would record what it makes."""
     pid = os.fork()
     if pid == 0:
         _become(words, Path(log))
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
+    patience: float | None = None
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if patience is None and select.select([sys.stdin.fileno()], [], [], WATCH_S)[0]:  # no request follows: closed
+            os.kill(pid, signal.SIGINT)
+            patience = time.monotonic() + PATIENCE_S
+        elif patience is not None:
+            time.sleep(WATCH_S)
+            if time.monotonic() > patience:
+                os.kill(pid, signal.SIGKILL)
 
 
 def _become(words: Sequence[str], log: Path) -> None:

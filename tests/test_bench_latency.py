@@ -256,6 +256,9 @@ def test_energy_is_read_from_the_driver_where_that_can_be(monkeypatch):
     forward = Pass(lambda: None, lambda _: runs.append(1))
     assert counter.joules_per_token(forward, 5, gpu, seconds=0) == pytest.approx(3 / (5 * len(runs)))
     assert len(runs) == 1
+    counted = iter([0, 6000, 6000, 7000])
+    prepared = Pass(lambda: "a cache", lambda _: None)
+    assert counter.joules_per_token(prepared, 5, gpu, seconds=0) == pytest.approx((6 - 1) / 5)
     nvml.nvmlInit = refused
     assert str(energy_counter(gpu)) == "energy is not counted: NVML says Driver Not Loaded"
 

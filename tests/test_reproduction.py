@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import hydra
@@ -14,7 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.stats import rankdata
 
-from nas_llm.cli import as_overrides
+from nas_llm.cli import INTERRUPTED, as_overrides
 from nas_llm.config import build, config_dir
 from nas_llm.config_errors import options
 from nas_llm.reproduction.estimate import needs_of
@@ -25,7 +29,7 @@ from nas_llm.reproduction.spec import SCALES, Quotient, Reproduction
 from nas_llm.reproduction.worker_process import worker
 from nas_llm.run_directory import add_metrics, write_json
 from nas_llm.stages.reproduce import chosen_rows, refuse_unpublished, reproduced
-from nas_llm.worker import configurations
+from nas_llm.worker import _run, configurations
 
 TABLES = options(config_dir(), "reproduce")
 CSVS = sorted(path for path in published_dir().glob("paper*/*.csv") if not path.stem.endswith(SCALES))  # not our own
@@ -423,3 +427,11 @@ def test_records_of_a_table_are_json(tmp_path):
     assert [command["asked"].split()[0] for command in record["commands"]] == ["export", "evaluate"]
     assert record["values"]["read"] == {"accuracy": 58.0, "latency": 4.0}
     write_json(tmp_path / "copy.json", OmegaConf.to_container(OmegaConf.create(record)))
+
+
+def test_a_command_is_stopped_when_who_asked_for_it_has_ended(tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
+    monkeypatch.setattr("nas_llm.worker.run", lambda words: (os.close(writer), time.sleep(100)))  # of the copy's own end
+    Timer(1.0, os.close, [writer]).start()
+    assert _run(["train"], str(tmp_path / "log.txt")) == INTERRUPTED

@@ -24,13 +24,21 @@ class EnergyCounter:
         return self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) / 1000
 
     def joules_per_token(self, forward: Pass, tokens: int, device: torch.device, seconds: float) -> float:
-        """Of a pass over so many tokens, repeated for so long: the counter moves in steps of a tenth of a second."""
+        """Of a pass over so many tokens, repeated for so long: the counter moves in steps of a tenth of a second. What
+        prepares a pass (the copy of a cache) is counted alone and taken off."""
         before, begin, runs = self.joules, time.perf_counter(), 0
         while runs == 0 or time.perf_counter() - begin < seconds:
             forward.run(forward.prepare())
             torch.cuda.synchronize(device)
             runs += 1
-        return (self.joules - before) / (runs * tokens)
+        taken = self.joules - before
+        if forward.prepare() is not None:
+            before = self.joules
+            for _ in range(runs):
+                forward.prepare()
+                torch.cuda.synchronize(device)
+            taken -= self.joules - before
+        return taken / (runs * tokens)
 
 
 def energy_counter(device: torch.device) -> EnergyCounter | str:
