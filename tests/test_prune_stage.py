@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,24 @@ def test_the_help_lists_the_baselines(capsys):
     assert cli.run(["prune", "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(option in shown for option in options(config_dir(), "baseline"))
+
+
+def test_half_precision_stays_what_it_was(base, tmp_path, capsys):  # noqa: F811
+    model = AutoModelForCausalLM.from_pretrained(base / "model", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    for file in (base / "model").glob("tokenizer*"):
+        (tmp_path / "half" / file.name).write_bytes(file.read_bytes())
+    given = ["prune", f"run_dir={tmp_path / 'run'}", f"model.path={tmp_path / 'half'}", *data(base)]
+    assert cli.run([*given, "baseline=wanda", "baseline.sparsity=0.5"]) == 0
+    saved = nas_llm.from_pretrained(tmp_path / "run" / "model")
+    assert {parameter.dtype for parameter in saved.parameters()} == {torch.bfloat16}
+    kept = dict(saved.named_parameters())
+    for name, before in model.named_parameters():
+        assert torch.equal(kept[name], before * (kept[name] != 0)), name
+    sizes = [values(tmp_path / "run", variant)["weight_bytes"] for variant in ("original", "pruned")]
+    assert sizes == [2 * sum(parameter.numel() for parameter in saved.parameters())] * 2
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("let it recover: "))
+    command = shlex.split(line.removeprefix("let it recover: "))
+    assert command[:3] == ["nas-llm", "train", f"model.path={tmp_path / 'run' / 'model'}"]
+    assert {*data(base), f"run_dir={tmp_path / 'run' / 'recovered'}"} <= set(command)
+    assert cli.run([*command[1:], "trainer.max_steps=1", "trainer.enable_progress_bar=false"]) == 0

@@ -432,6 +432,8 @@ def test_records_of_a_table_are_json(tmp_path):
 def test_a_command_is_stopped_when_who_asked_for_it_has_ended(tmp_path, monkeypatch):
     reader, writer = os.pipe()
     monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
-    monkeypatch.setattr("nas_llm.worker.run", lambda words: (os.close(writer), time.sleep(100)))  # of the copy's own end
+    monkeypatch.setattr(
+        "nas_llm.worker.run", lambda words: (os.close(writer), time.sleep(100))
+    )  # of the copy's own end
     Timer(1.0, os.close, [writer]).start()
     assert _run(["train"], str(tmp_path / "log.txt")) == INTERRUPTED

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,11 +21,12 @@ from nas_llm.models.loading import load_tokenizer, save_pretrained
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import operators_of
 from nas_llm.objectives import mean_token_loss
+from nas_llm.overrides import RECORD, recorded
 from nas_llm.reporting import numbers, write_baseline_card
 from nas_llm.run_directory import BASELINE_FILE, MODEL, add_metrics, write_json
 from nas_llm.sparsity import SPARSE, Zeros, zeros_of_model
 from nas_llm.stages.data import prepared_data
-from nas_llm.stages.search import device, untrained
+from nas_llm.stages.search import device, untrained_and_precision
 
 READS = ("model", "data", "baseline", "trainer.accelerator")
 OVERRIDES = {
@@ -50,18 +52,19 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     words = cfg.model.tokenizer_path or cfg.model.path
     setting = "model.tokenizer_path" if cfg.model.tokenizer_path else "model.path"
     tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code, setting=setting)
-    supernet = untrained(cfg)
+    supernet, precision = untrained_and_precision(cfg)
     baseline: Baseline = build(cfg.baseline)
     baseline.refuse(supernet)
     data = prepared_data(cfg, tokenizer, supernet)
     tests, full = list(data.test_dataloader()), supernet.largest()
     supernet.to(place).eval()
     base = {"path": cfg.model.path, "weights": fingerprint(supernet), "data": data.fingerprint}
-    metrics = measured(supernet.model, tests, ORIGINAL)
+    metrics = measured(supernet.model, tests, ORIGINAL, precision)
     begun = time.perf_counter()
     pruned = baseline(supernet, data.calibration_dataloader)
     seconds = time.perf_counter() - begun
-    metrics += measured(pruned.model, tests, PRUNED)
+    pruned.model.to(precision)  # type: ignore[arg-type]  # what was computed in float32 goes back to the file's
+    metrics += measured(pruned.model, tests, PRUNED, precision)
     pruned.model.cpu()
     save(pruned, tokenizer, run_dir, full=full, metrics=metrics, method=method_of(cfg.baseline))
     settings: Any = OmegaConf.to_container(cfg.baseline, resolve=True)
@@ -71,8 +74,15 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     print(f"{pruned.summary}\n\n{table(metrics)}\n")
     model = run_dir / MODEL
     print(f"written to {model}; how to load it: {model / 'README.md'}")
-    command = ["nas-llm", "train", f"model.path={model}", *recovery(pruned.model), "search=none"]
-    print(f"let it recover: {shlex.join([*command, f'training.teacher_path={cfg.model.path}'])}")
+    command = ["nas-llm", "train", f"model.path={model}", *recovery(pruned.model), "search=none", *same_data(run_dir)]
+    there = [f"training.teacher_path={cfg.model.path}", f"run_dir={run_dir / 'recovered'}"]
+    print(f"let it recover: {shlex.join([*command, *there])}")
+
+
+def same_data(run_dir: Path) -> list[str]:
+    """The overrides of this call that say on what data, and where, a training goes on."""
+    given = recorded(run_dir) if (run_dir / RECORD).is_file() else []
+    return [override for override in given if override.startswith(("data=", "data.", "trainer.", "seed="))]
 
 
 def recovery(model: PreTrainedModel) -> list[str]:
@@ -84,11 +94,13 @@ def recovery(model: PreTrainedModel) -> list[str]:
     return [*alone, "training.zeros=keep"] if is_sparse else alone
 
 
-def measured(model: PreTrainedModel, batches: Sequence[Batch], variant: str) -> list[dict[str, Any]]:
-    """What ``results.json`` says of a network: its sizes, and its loss on the test split."""
+def measured(
+    model: PreTrainedModel, batches: Sequence[Batch], variant: str, precision: torch.dtype
+) -> list[dict[str, Any]]:
+    """What ``results.json`` says of a network: its sizes, as its file has them, and its loss on the test split."""
     zeros = zeros_of_model(model).overall
     packed = sum(layer.weight_bytes for layer in quantized_modules(model).values())
-    weight_bytes = sum(parameter.nbytes for parameter in model.parameters()) + packed
+    weight_bytes = sum(parameter.numel() for parameter in model.parameters()) * precision.itemsize + packed
     samples = sum(len(batch["input_ids"]) for batch in batches)
     loss = mean_token_loss(model, batches)
     where = {"split": SPLIT, "samples": samples}
