@@ -22,7 +22,8 @@ from nas_llm.operators.programme import Solution
 from nas_llm.operators.selection import Ranked
 from nas_llm.reporting.operator_files import read_networks
 from nas_llm.run_directory import read_json, write_json
-from nas_llm.stages.operator_search import Found, keys_of, record_of
+from nas_llm.stages.operator_results import Found, record_of
+from nas_llm.stages.operator_training import keys_of
 
 SEARCH = ["search=ilp", "search.number=3", "select.steps=2", "select.rounds=1", "latency.rounds=2"]
 
