@@ -68,6 +68,8 @@ def main(cfg: DictConfig) -> None:
     """Load, sort, distil the pool, score; in a directory that holds some of the operators, the missing ones alone."""
     with quiet():
         settings: Distilling = build(cfg.distill)
+        if searches_operators(cfg):
+            asked_budgets(cfg)  # refused before anything is distilled
         if settings.plan:
             print(planned(cfg, settings))
         else:

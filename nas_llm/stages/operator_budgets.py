@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig, ListConfig
 
+from nas_llm.operators.budgets import refuse_no_budget
 from nas_llm.reporting.operator_files import COSTS
 
 
@@ -13,7 +14,7 @@ def asked_budgets(cfg: DictConfig) -> list[dict[str, float]]:
     """The budgets of the configuration, one after the other; a list of values is as many budgets.
 
     Raises:
-        ValueError: none, or lists of different lengths.
+        ValueError: none, one that is not above 0, or lists of different lengths.
     """
     given = {str(key): value for key, value in cfg.budget.items() if key != "of" and value is not None}
     for name in given.keys() - set(COSTS):
@@ -28,10 +29,14 @@ def asked_budgets(cfg: DictConfig) -> list[dict[str, float]]:
             f"{', '.join(f'budget.{key}={values}' for key, values in lists.items())}: lists of budgets are gone "
             "through together: give as many values to each, at least one"
         )
-    return [
+    budgets = [
         {key: float(lists[key][i] if key in lists else value) for key, value in given.items()}
         for i in range(lengths.pop() if lengths else 1)
     ]
+    for budget in budgets:
+        for name, value in budget.items():
+            refuse_no_budget(name, value)
+    return budgets
 
 
 def said(budget: Mapping[str, float]) -> str:

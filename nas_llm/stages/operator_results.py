@@ -41,6 +41,7 @@ class Found:
     pool: str = ""  # of the operators that it was sought among
     winner: bool = False
     path: Path | None = None
+    latency_drift: float | None = None  # as of Latencies, where the budget is one in ms
 
 
 def write_operators(
@@ -70,6 +71,7 @@ def record_of(found: Found, costs: Mapping[str, CostTable], run_dir: Path, steps
         | {"objective": solution.objective, "gap": gap, "status": solution.status}
         | {"costs": {name: table.body(network) / table.teacher_body for name, table in costs.items()}}
         | {"losses": list(found.ranked.losses), "steps": steps, "winner": found.winner}
+        | {"latency_drift": found.latency_drift}
         | {"path": None if found.path is None else str(found.path.relative_to(run_dir))}
     )
 

@@ -24,7 +24,7 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import mean_token_loss
 from nas_llm.operator_network import Operator, OperatorNetwork
 from nas_llm.operators import Place
-from nas_llm.operators.budgets import limits
+from nas_llm.operators.budgets import is_absolute, limits
 from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.costs import OperatorCosts
 from nas_llm.operators.library import Library
@@ -70,7 +70,10 @@ def search_operators(
     costs = cost_tables(cfg, supernet, operators)
     for budget in budgets:  # what is counted is refused before anything is measured
         limits({name: value for name, value in budget.items() if name != "latency"}, costs, cfg.budget.of)
-    costs |= latencies(cfg, run_dir, supernet, operators, asked=any("latency" in budget for budget in budgets))
+    of_latency = [budget["latency"] for budget in budgets if "latency" in budget]
+    measured = latencies(cfg, run_dir, supernet, operators, costs["macs"], of_latency)
+    if measured is not None:
+        costs["latency"] = measured.costs(operators)
     bounds = [limits(budget, costs, cfg.budget.of) for budget in budgets]
     batches = validation_batches(data, cfg.trainer.limit_val_batches)
     show = cfg.trainer.enable_progress_bar
@@ -108,7 +111,12 @@ def search_operators(
                 progress=partial(_advance, bar),
             )
         solutions = dict(pairs)
-        of_budget = [Found(budget, each.network, solutions[each.network], each, cfg.budget.of, pool) for each in ranked]
+        in_ms = is_absolute(budget.get("latency", 0))
+        drift = measured.drift if measured is not None and in_ms else None
+        of_budget = [
+            Found(budget, each.network, solutions[each.network], each, cfg.budget.of, pool, latency_drift=drift)
+            for each in ranked
+        ]
         best = replace(of_budget[0], winner=True, path=run_dir / NETWORKS / of_budget[0].network.id)
         trained = weights_file(folder, key(best.network), best.ranked.rounds) if best.ranked.rounds else None
         export(best, make, tokenizer, run_dir, trained, record_of(best, costs, run_dir, halving.steps))
@@ -127,8 +135,8 @@ def search_operators(
     page = write_report(run_dir)
     print(networks_table(run_dir))
     winners = [each.network for each in found if each.winner]
-    if "latency" in costs and cfg.latency_table.path is None and not cfg.latency_table.force:
-        print(compared(cfg, run_dir, supernet, winners, library))
+    if measured is not None and cfg.latency_table.path is None and not cfg.latency_table.force:
+        print(compared(cfg, run_dir, supernet, winners, measured.table, library))
     print(f"report: {page}")
 
 
