@@ -318,11 +318,17 @@ def _tried(value: Any) -> Any:
 
 
 def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
-    names = vars(sys.modules[inspect.unwrap(target).__module__])
     return {
-        name: parameter.replace(annotation=_evaluated(parameter.annotation, names))
+        name: parameter.replace(annotation=_evaluated(parameter.annotation, _names_beside(target, name)))
         for name, parameter in inspect.signature(target).parameters.items()
     }
+
+
+def _names_beside(target: Any, parameter: str) -> dict[str, Any]:
+    """The names of the module in which a parameter is annotated: of an inherited field its class's."""
+    classes = inspect.getmro(target) if is_dataclass(target) and isinstance(target, type) else ()
+    owner = next((one for one in classes if parameter in inspect.get_annotations(one)), target)
+    return vars(sys.modules[inspect.unwrap(owner).__module__])
 
 
 def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:

@@ -8,8 +8,8 @@ import pytest
 from test_families import build
 from test_operator_costs import TOKENS, draw, pool
 
-from nas_llm.operator_network import Ffn, Identity, Teacher
-from nas_llm.operators.budgets import limit, limits
+from nas_llm.operator_network import Ffn, Identity, Linear, Quantized, Teacher
+from nas_llm.operators.budgets import limit, limits, refuse_loose_latency
 from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.costs import OperatorCosts
 
@@ -74,6 +74,16 @@ def test_a_limit_that_looks_like_per_cent_is_told_as_a_fraction():
     table = CostTable("latency", "ms", {(0, "mlp"): {Teacher(): 20.0, Identity(): 0.0}}, 10.0, 0.0)
     with pytest.raises(ValueError, match=r"; 80 % of the teacher is budget\.latency=0\.8$"):
         limit(table, 80)
+
+
+def test_a_budget_in_ms_that_all_networks_keep_by_far_is_known_from_the_teacher_alone():
+    macs = CostTable("macs", "MACs", {(0, "mlp"): {Teacher(): 20.0, Ffn(4): 20.0, Identity(): 0.0}}, 10.0, 5.0)
+    refuse_loose_latency(60.0, 30.0, macs)
+    with pytest.raises(ValueError, match=r"budget.latency=61 limits nothing: .* takes 30 ms.*is budget.latency=0.61$"):
+        refuse_loose_latency(61.0, 30.0, macs)
+    for slower, cost in ((Quantized(4, 8, "in"), 20.0), (Linear(), 21.0)):
+        values = {(0, "mlp"): {Teacher(): 20.0, slower: cost}}
+        refuse_loose_latency(1e6, 30.0, CostTable("macs", "MACs", values, 10.0, 5.0))
 
 
 def test_the_smallest_network_that_a_refusal_names_can_be_asked_for():

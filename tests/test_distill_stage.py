@@ -98,6 +98,19 @@ def test_wrong_settings_are_one_line(override, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [([], "there is no budget"), (["budget.latency=-1"], "budget.latency=-1 is no budget")],
+)
+def test_the_budgets_of_the_search_behind_it_are_refused_before_anything_is_distilled(
+    budget, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("nas_llm.stages.distill.distil", lambda *given, **settings: pytest.fail("it is distilled"))
+    assert cli.run(["distill", *TINY, f"run_dir={tmp_path / 'run'}", "search=ilp", *budget]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_plan_needs_a_configuration_alone(tmp_path, capsys):
     folder = tmp_path / "model"
     AutoConfig.for_model("llama", **CONFIGS["llama"]).save_pretrained(folder)

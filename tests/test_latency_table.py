@@ -36,11 +36,12 @@ QUICK = LatencyMeasurement(batch_size=2, sequence_length=6, depth=2, warmup=0, r
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on when a module runs: by 1 and by its own weights and buffers."""
-    now = [0.0]
+    """A clock that goes on when a module runs: by 1 and by its own weights and buffers, times its slowness."""
+    now = [0.0, 1.0]
 
     def ran(module, args, out):
-        now[0] += 1 + sum(t.numel() for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+        held = (*module._parameters.values(), *module._buffers.values())
+        now[0] += now[1] * (1 + sum(t.numel() for t in held if t is not None))
 
     monkeypatch.setattr("nas_llm.models.timing.time.perf_counter", lambda: now[0])
     monkeypatch.setattr("nas_llm.models.timing.time.process_time", lambda: 2 * now[0])
@@ -162,6 +163,15 @@ def test_a_table_of_other_conditions_is_refused_unless_forced(table, tmp_path, c
     with pytest.raises(ValueError, match=rf"{key} .*not {value}.*delete it to have.*latency_table.force=true"):
         LatencyTable.load(tmp_path / "latency.json", wanted)
     assert LatencyTable.load(tmp_path / "latency.json", wanted, force=True) == table
+
+
+def test_a_table_of_a_slower_machine_keeps_its_clocks_apart(table):
+    network = OperatorNetwork.of({(0, "mlp"): Ffn(40)}, 4)
+    slower = table.scaled({"wall": 2.0, "process": 1.5})
+    for clock, factor in (("wall", 2.0), ("process", 1.5)):
+        assert slower.predicted_ms(network, clock) == pytest.approx(factor * table.predicted_ms(network, clock))
+        spreads = [getattr(one.fixed, f"{clock}_spread") for one in (slower, table)]
+        assert spreads[0] == pytest.approx(factor * spreads[1])
 
 
 def test_damaged_tables_other_teachers_and_unmeasured_operators_are_refused(table, tmp_path):

@@ -20,9 +20,11 @@ from nas_llm.operator_network import Identity, Linear, OperatorNetwork
 from nas_llm.operators.library import Library
 from nas_llm.operators.programme import Solution
 from nas_llm.operators.selection import Ranked
-from nas_llm.reporting.operator_files import read_networks
+from nas_llm.reporting.operator_files import NetworkRow, read_networks
 from nas_llm.run_directory import read_json, write_json
-from nas_llm.stages.operator_search import Found, keys_of, record_of
+from nas_llm.stages import operator_latencies
+from nas_llm.stages.operator_results import Found, record_of
+from nas_llm.stages.operator_training import keys_of
 
 SEARCH = ["search=ilp", "search.number=3", "select.steps=2", "select.rounds=1", "latency.rounds=2"]
 
@@ -119,6 +121,14 @@ def test_a_gap_that_proves_nothing_is_null(tmp_path, gap, written):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
+@pytest.mark.parametrize("drift", [None, 1.2])
+def test_what_latencies_were_multiplied_by_for_a_budget_in_ms_is_recorded(tmp_path, drift):
+    network = OperatorNetwork.teacher(1)
+    solution = Solution((0, 0), 1.0, 1.0, 0.0, "optimal, milp", 1.0)
+    found = Found({"latency": 25.0}, network, solution, Ranked(network, (3.0,)), latency_drift=drift)
+    assert NetworkRow.of_record(record_of(found, {}, tmp_path, 0)).latency_drift == drift
+
+
 def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys):
     given = [f"run_dir={copied}", "budget.params=null", "budget.latency=0.95", "select.steps=0", "search.number=1"]
     assert nas("search", *given) == 0
@@ -137,6 +147,29 @@ def test_latencies_are_measured_once_and_held_to_their_conditions(copied, capsys
     assert nas("search", given[0], "budget.params=0.75", "budget.latency=null", *given[3:]) == 0
     assert "no latencies are shown" in capsys.readouterr().out
     assert nas("search", *given, "latency_table.force=true") == 0
+
+
+def test_a_budget_in_ms_is_one_of_the_machine_as_it_is_now(copied, monkeypatch, capsys):
+    """A table of 10 ms for each of the teacher's sublayers, on a machine that has become slower by a fifth since."""
+    given = [f"run_dir={copied}", "budget.params=null", "budget.latency=0.95", "select.steps=0", "search.number=1"]
+    assert nas("search", *given) == 0
+    (file,) = (copied / "operators").glob("latency-*.json")
+    table = read_json(file)
+    teacher = {key for layer in table["teacher"] for key in layer.values()}
+    for key, of in table["operators"].items():
+        of["wall"] = 10.0 if key in teacher else 0.0 if "identity" in key else 4.0
+    table["fixed"]["wall"] = 5.0
+    write_json(file, table)
+    layers = len(table["teacher"])
+    now = {"wall": 1.2 * (5.0 + 20.0 * layers), "process": 1.0}
+    monkeypatch.setattr(operator_latencies, "teacher_ms", lambda *given: now)
+    assert nas("search", *given, f"budget.latency=[0.8,{0.8 * 1.2 * 20.0 * layers}]") == 0
+    assert "1.200 of what" in capsys.readouterr().out
+    rows = {row.asked: row for row in read_networks(copied) if row.winner and "latency" in row.budget}
+    relative, absolute = rows["latency 0.8"], rows[f"latency {0.8 * 1.2 * 20.0 * layers:g}"]
+    assert (relative.latency_drift, absolute.latency_drift) == (None, pytest.approx(1.2))
+    assert absolute.network == relative.network
+    assert absolute.costs["latency"] <= 0.8 + 1e-9
 
 
 @pytest.mark.parametrize(

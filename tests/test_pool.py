@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from test_families import FAMILIES, build
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from nas_llm.models.decilm import decilm_of
 from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.operator_modules import refuse_operator
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import SUBLAYERS, Ffn, Heads, OperatorNetwork, Teacher
+from nas_llm.operator_network import SUBLAYERS, Ffn, Heads, Identity, Linear, OperatorNetwork, Teacher
 from nas_llm.operators.decilm import decilm_misfit
 from nas_llm.operators.pool import Pool
 
@@ -48,8 +49,12 @@ def names(supernet: Supernet, chosen: Pool, sublayer: str, layer: int = 1) -> li
 @pytest.mark.parametrize("name", NAMES)
 def test_every_pool_gives_operators_that_fit_or_says_why_not(name, family):
     supernet, chosen = build(family), pool(name)
-    if name == "deployable" and supernet.family != "llama":
-        with pytest.raises(ValueError, match=r"pool.layout=decilm: .* llama, this model is of family"):
+    if name == "deployable" and supernet.family not in ("llama", "mistral", "qwen2"):
+        with pytest.raises(ValueError, match=r"pool.layout=decilm: .* llama, mistral, qwen2, this model is of family"):
+            chosen(supernet)
+        return
+    if name == "deployable" and supernet.family == "mistral":
+        with pytest.raises(ValueError, match=r"pool.layout=decilm: .*sliding_window=8"):
             chosen(supernet)
         return
     if name == "mlp_only" and supernet.family == "opt":
@@ -169,5 +174,29 @@ def test_the_deployable_pool_keeps_what_the_layout_holds():
                     assert operator.kv_groups < 8
                     assert 32 % operator.kv_groups == 0
     assert "query heads" in str(decilm_misfit(supernet, 1, "attention", Heads(8, 2, 128)))
-    assert "head size" in str(decilm_misfit(supernet, 1, "attention", Heads(4, 4, 64)))
-    assert "evenly" in str(decilm_misfit(supernet, 1, "attention", Heads(6, 4, 128)))
+    assert "fewer channels" in str(decilm_misfit(supernet, 1, "attention", Heads(4, 4, 64)))
+    assert "allowed are 1, 2, 4, 8, 16, 32" in str(decilm_misfit(supernet, 1, "attention", Heads(6, 4, 128)))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_what_the_deployable_pool_chooses_is_exported(family):
+    """Each candidate in its place, the rest as the teacher has it: the layout has room for all of them."""
+    supernet = build(family)
+    supernet.config.sliding_window = None
+    for place, operators in pool("deployable")(supernet).items():
+        assert len(operators) > 1
+        for operator in operators:
+            small = assemble(supernet, OperatorNetwork.of({place: operator}, 4))
+            assert decilm_of(small).config["num_hidden_layers"] == 4
+    for place, operator, fits in (
+        ((0, "attention"), Identity(), False),
+        ((0, "attention"), Linear(), False),
+        ((2, "attention"), Heads(1, 1, 8), True),
+        ((2, "attention"), Heads(2, 2, 4), False),
+        ((2, "mlp"), Linear(), False),
+        ((2, "mlp"), Ffn(20), True),
+    ):
+        assert (decilm_misfit(supernet, *place, operator) is None) == fits
+        if not fits:
+            with pytest.raises(ValueError, match=f"layer {place[0]} (attention|mlp): "):
+                decilm_of(assemble(supernet, OperatorNetwork.of({place: operator}, 4)))

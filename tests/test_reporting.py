@@ -19,7 +19,7 @@ from search_fixtures import joint_space
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.reporting import charts, front_table, numbers, write_model_card, write_report
 from nas_llm.reporting.front_plot import staircase
-from nas_llm.reporting.model_card import recipe
+from nas_llm.reporting.recipe import recipe
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.svg import Scale
 from nas_llm.reporting.tables import shape_of

@@ -1,6 +1,6 @@
 """The methods of ``quantization/`` as baselines: weights of the blocks become integers, every shape stays.
 
-``bits``, ``group_size`` and ``targets`` are those of the methods; how each rounds is said in its own file.
+The settings are those of the methods (``quantization/settings.py``); how each rounds is said in its own file.
 """
 
 from __future__ import annotations
@@ -13,84 +13,50 @@ from nas_llm.baselines.settings import named_as_baseline
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.gptq import GPTQ
 from nas_llm.quantization.rtn import RoundToNearest
-from nas_llm.quantization.targets import Targets, layers_to_quantize
+from nas_llm.quantization.settings import GPTQSettings, QuantizationSettings
+from nas_llm.quantization.targets import layers_to_quantize
 
 if TYPE_CHECKING:
     from nas_llm.quantization import Quantization
 
 
 @dataclass(frozen=True)
-class RoundToNearestBaseline:
-    """Fields as in :mod:`nas_llm.quantization`.
-
-    Raises:
-        ValueError: as :class:`~nas_llm.quantization.rtn.RoundToNearest`.
-    """
-
-    bits: int = 4
-    group_size: int = 128
-    targets: Targets = None
+class RoundToNearestBaseline(QuantizationSettings):
+    """As :class:`~nas_llm.quantization.rtn.RoundToNearest`."""
 
     def __post_init__(self) -> None:
-        _ = self.method
-
-    @property
-    def method(self) -> RoundToNearest:
         with named_as_baseline("quantization"):
-            return RoundToNearest(self.bits, self.group_size, self.targets)
+            super().__post_init__()
 
     def refuse(self, supernet: Supernet) -> None:
-        refuse_targets(supernet, self.targets, self.group_size)
+        refuse_targets(supernet, self)
 
     def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
-        return quantized(supernet, self.method, batches, f"{self.bits} bits by rounding to nearest")
+        method = RoundToNearest(**vars(self))
+        return quantized(supernet, method, batches, f"{self.bits} bits by rounding to nearest")
 
 
 @dataclass(frozen=True)
-class GPTQBaseline:
-    """Fields as in :class:`~nas_llm.quantization.gptq.GPTQ`.
-
-    Raises:
-        ValueError: as that.
-    """
-
-    bits: int = 4
-    group_size: int = 128
-    targets: Targets = None
-    damping: float = 0.01
-    act_order: bool = False
-    keep_zeros: bool = True
-    block_size: int = 128
+class GPTQBaseline(GPTQSettings):
+    """As :class:`~nas_llm.quantization.gptq.GPTQ`."""
 
     def __post_init__(self) -> None:
-        _ = self.method
-
-    @property
-    def method(self) -> GPTQ:
         with named_as_baseline("quantization"):
-            return GPTQ(
-                bits=self.bits,
-                group_size=self.group_size,
-                targets=self.targets,
-                damping=self.damping,
-                act_order=self.act_order,
-                keep_zeros=self.keep_zeros,
-                block_size=self.block_size,
-            )
+            super().__post_init__()
 
     def refuse(self, supernet: Supernet) -> None:
-        refuse_targets(supernet, self.targets, self.group_size)
+        refuse_targets(supernet, self)
 
     def __call__(self, supernet: Supernet, batches: Batches) -> Pruned:
-        return quantized(supernet, self.method, batches, f"{self.bits} bits by GPTQ")
+        return quantized(supernet, GPTQ(**vars(self)), batches, f"{self.bits} bits by GPTQ")
 
 
-def refuse_targets(supernet: Supernet, targets: Targets, group_size: int) -> None:
+def refuse_targets(supernet: Supernet, settings: QuantizationSettings) -> None:
     """Raises:
     ValueError: as :func:`~nas_llm.quantization.targets.layers_to_quantize`.
     """
     with named_as_baseline("quantization"):
-        layers_to_quantize(supernet, targets, group_size)
+        layers_to_quantize(supernet, settings.targets, settings.group_size)
 
 
 def quantized(supernet: Supernet, method: Quantization, batches: Batches, how: str) -> Pruned:

@@ -12,7 +12,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,9 +27,12 @@ from nas_llm.architecture import Architecture
 from nas_llm.distillation import Distillation, HiddenMatching
 from nas_llm.lightning.gradients import existing, scale_and_clip, sum_over_ranks
 from nas_llm.lightning.identity import model_identity, refuse_other, teacher_identity
+from nas_llm.lightning.named_networks import losses_by_name, references
 from nas_llm.lightning.output import check_output_layer, next_token_loss
-from nas_llm.lightning.sandwich import Passes, sandwich_passes
+from nas_llm.lightning.sandwich import sandwich_passes
+from nas_llm.lightning.step_window import StepWindow
 from nas_llm.lightning.teacher import TeacherLogits
+from nas_llm.lightning.training_settings import refuse_external, refuse_step, refuse_teacher
 from nas_llm.models.block_walk import dense_projections
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
@@ -99,11 +101,9 @@ class SupernetModule(LightningModule):
         zeros: Literal["keep", "fill"] | None = None,
     ) -> None:
         super().__init__()
-        _check(accumulate_grad_batches, gradient_clip_val, reduction)
-        _check_teacher(distillation, hidden_matching, teacher, teacher_logits)
-        if zeros not in ("keep", "fill", None):
-            raise ValueError(f"training.zeros={zeros}: allowed are keep, fill and null")
-        _check_external(hidden_matching, teacher, teacher_path, teacher_network)
+        refuse_step(accumulate_grad_batches, gradient_clip_val, reduction, zeros)
+        refuse_teacher(distillation, hidden_matching, teacher, teacher_logits)
+        refuse_external(hidden_matching, teacher, teacher_path, teacher_network)
         self.automatic_optimization = False
         self.supernet, self.space, self.sampler, self.distillation = supernet, space, sampler, distillation
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
@@ -124,7 +124,7 @@ class SupernetModule(LightningModule):
         if gradient_checkpointing:
             supernet.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.supernet.train()
-        self._window = _Window()
+        self._window = StepWindow()
         self._validation: dict[str, Tensor] = {}
 
     # ---------------------------------------------------------------- set-up
@@ -198,7 +198,7 @@ class SupernetModule(LightningModule):
         if self.make_scheduler is not None and not skipped:
             self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
         self._log_step(losses / tokens.clamp(min=1), skipped)
-        self._window = _Window()
+        self._window = StepWindow()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Called with the gradients after the loss scaler's factor was taken out of them."""
@@ -250,7 +250,7 @@ class SupernetModule(LightningModule):
 
     def _log_step(self, losses: Tensor, skipped: bool) -> None:
         window = self._window
-        named = _named(window.architectures, losses, self.space)
+        named = losses_by_name(window.architectures, losses, self.space)
         values = {f"train/loss_{name}": value.float() for name, value in named.items()}
         values["train/lr"] = torch.tensor(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         if window.norm is not None:
@@ -262,12 +262,12 @@ class SupernetModule(LightningModule):
     # ---------------------------------------------------------------- validation
 
     def on_validation_epoch_start(self) -> None:
-        self._validation = {name: torch.zeros(2, dtype=torch.float64) for name in self._references()}
+        self._validation = {name: torch.zeros(2, dtype=torch.float64) for name in references(self.space)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.trainer.world_size != self.global_rank:
             return  # every rank sees every batch of the loader and measures its share
-        for name, architecture in self._references().items():
+        for name, architecture in references(self.space).items():
             with self.supernet.activate(architecture) as model:
                 loss, tokens = next_token_loss(model, batch)
             self._validation[name] += torch.tensor([float(loss), tokens], dtype=torch.float64)
@@ -279,12 +279,6 @@ class SupernetModule(LightningModule):
             # the same on every rank already; Lightning warns of each value that it is not told to average
             self.log(f"val/loss_{name}", loss, prog_bar=name == "largest", sync_dist=True)
             self.log(f"val/perplexity_{name}", math.exp(min(loss, 700.0)), sync_dist=True)
-
-    def _references(self) -> dict[str, Architecture]:
-        largest, middle, smallest = self.space.largest(), self.space.middle(), self.space.smallest()
-        if largest == smallest:
-            return {"largest": largest}
-        return {"largest": largest, "middle": middle, "smallest": smallest}
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -313,92 +307,7 @@ class SupernetModule(LightningModule):
         }
 
 
-@dataclass
-class _Window:
-    """The micro-batches of one optimizer step."""
-
-    architectures: list[Architecture] = field(default_factory=list)
-    passes: list[Passes] = field(default_factory=list)
-    batches: list[str] = field(default_factory=list)
-    factor: Tensor | None = None
-    norm: Tensor | None = None
-
-    def add(self, passes: Passes, batch: str) -> None:
-        self.passes.append(passes)
-        self.batches.append(batch)
-
-    def blamed(self, architecture: int) -> str:
-        """The batches of this rank in which the loss of an architecture is not finite."""
-        found = [b for p, b in zip(self.passes, self.batches, strict=True) if not p.losses[architecture].isfinite()]
-        return ", ".join(found) or "a batch of another rank"
-
-
-def _named(architectures: list[Architecture], losses: Tensor, space: SearchSpace) -> dict[str, Tensor]:
-    """Losses by what they are of: largest, smallest, and the mean of the others as sampled."""
-    largest, smallest = space.largest(), space.smallest()
-    named: dict[str, Tensor] = {}
-    sampled = []
-    for position, (architecture, loss) in enumerate(zip(architectures, losses, strict=True)):
-        if position == 0 and architecture == largest:
-            named["largest"] = loss
-        elif position == len(architectures) - 1 and architecture == smallest:
-            named["smallest"] = loss
-        else:
-            sampled.append(loss)
-    if sampled:
-        named["sampled"] = torch.stack(sampled).mean()
-    return named
-
-
 def _seed_dropout(*key: int) -> None:
     """Random numbers inside a micro-batch are a function of (seed, step, micro-batch, rank), so that resuming repeats
     them."""
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-
-
-def _check(accumulate_grad_batches: int, gradient_clip_val: float | None, reduction: str) -> None:
-    if accumulate_grad_batches < 1:
-        raise ValueError(
-            f"training.accumulate_grad_batches={accumulate_grad_batches}: allowed is 1 or more micro-batches a step"
-        )
-    if gradient_clip_val is not None and gradient_clip_val <= 0:
-        raise ValueError(f"training.gradient_clip_val={gradient_clip_val}: allowed is above 0, or null not to clip")
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"training.reduction={reduction}: allowed are sum (equation 1 of the paper) and mean")
-
-
-def _check_teacher(
-    distillation: Distillation | None, hidden_matching: HiddenMatching | None, teacher: str, teacher_logits: str
-) -> None:
-    if teacher not in ("in_place", "frozen"):
-        raise ValueError(f"training.teacher={teacher}: allowed are in_place and frozen")
-    if teacher_logits not in ("recorded", "recomputed"):
-        raise ValueError(f"training.teacher_logits={teacher_logits}: allowed are recorded and recomputed")
-    read = distillation is not None and distillation.uses_teacher
-    if teacher == "frozen" and not read and hidden_matching is None:
-        raise ValueError(
-            "training.teacher=frozen cannot take effect where nothing is learnt from a teacher: "
-            "choose distillation=forward_kl or hidden_matching=mse, or training.teacher=in_place"
-        )
-    if teacher_logits == "recomputed" and not read:
-        raise ValueError(
-            "training.teacher_logits=recomputed cannot take effect where no logits of a teacher are read: "
-            "choose distillation=forward_kl, or training.teacher_logits=recorded"
-        )
-
-
-def _check_external(
-    hidden_matching: HiddenMatching | None, teacher: str, teacher_path: str | None, network: Supernet | None
-) -> None:
-    if network is None and teacher_path is None:
-        return
-    if teacher != "frozen":
-        raise ValueError(
-            f"training.teacher_path={teacher_path} cannot take effect with training.teacher={teacher}: set "
-            "training.teacher=frozen, or training.teacher_path=null"
-        )
-    if hidden_matching is not None:
-        raise ValueError(
-            f"hidden_matching cannot take effect with training.teacher_path={teacher_path}: hidden states are compared "
-            "block by block and channel by channel, and another model's have another order: set hidden_matching=none"
-        )

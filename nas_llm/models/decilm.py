@@ -5,20 +5,11 @@ its own number of KV heads and feed-forward width, or without attention or feed-
 
     {"attention": {"no_op": false, "n_heads_in_group": 2, ...}, "ffn": {"no_op": false, "ffn_mult": 2.625, ...}}
 
-What the layout can say, by vLLM's reader (``vllm/model_executor/models/nemotron_nas.py``):
-
-- All layers have the same number Q of query heads (``num_attention_heads``) of the same size; a layer has
-  Q / n_heads_in_group KV heads. An operator ``heads-GxHxD`` has fewer query heads, G H. Where G divides Q, the heads
-  that are missing are written as zeros: rows of the query projection, columns of the output projection. The function
-  stays what it was, and so does the KV cache, of G heads; the zeros cost weights and multiplications that the network
-  itself does not have, and :class:`Decilm` counts them. Where G does not divide Q, or the heads are narrower than
-  elsewhere, KV heads or channels of zeros would be needed too, and nothing of what the operator saves would be left:
-  refused. Q is the largest number of query heads that a layer has.
-- A width of the feed-forward network is ``ffn_mult``, from which readers make int(2 ffn_mult hidden / 3), rounded up to
-  a multiple of 256; so multiples of 256 alone are written so. Another width is ``intermediate_size``, which vLLM reads
-  where there is no ``ffn_mult``, and other readers (TensorRT-LLM, SGLang, llama.cpp) do not.
-- The first sublayer that does anything is attention: vLLM's code has no residual stream before it.
-- No matrix stands in the place of a sublayer (vLLM does not read ``replace_with_linear``), and no packed integers here.
+What the layout can say is in ``models/decilm_layout.py``. Its one number of query heads is the largest that a layer
+has; zeros are written for those that a layer lacks, and :class:`Decilm` counts them. A width of the feed-forward
+network is ``ffn_mult``, from which readers make int(2 ffn_mult hidden / 3), rounded up to a multiple of 256; so
+multiples of 256 alone are written so. Another width is ``intermediate_size``, which vLLM reads where there is no
+``ffn_mult``, and other readers (TensorRT-LLM, SGLang, llama.cpp) do not.
 
 vLLM reads blocks by attribute, which takes a configuration class; a small one lies beside the weights
 (``configuration_decilm.py``), so that serving needs ``--trust-remote-code``.
@@ -38,15 +29,15 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import LayerChoice
+from nas_llm.models.decilm_layout import FAMILIES, attends, block_obstacles, network_obstacles
 from nas_llm.models.families import family_of
 from nas_llm.models.loading import WEIGHTS, weights_once, write_directory
 from nas_llm.models.operator_modules import NarrowAttention
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.rotated_stream import is_rotated
 from nas_llm.models.supernet import largest_of, operators_of
-from nas_llm.operator_network import BlockOperators, Linear
+from nas_llm.operator_network import BlockOperators
 
-FAMILIES = ("llama", "mistral", "qwen2")  # whose blocks are Llama's
 MODEL_TYPE, ARCHITECTURE = "nemotron-nas", "DeciLMForCausalLM"
 CONFIG_MODULE = "configuration_decilm.py"
 _MULTIPLE = 256  # of the widths that ffn_mult can say
@@ -189,33 +180,18 @@ def save_decilm(
 
 
 def _obstacles(model: PreTrainedModel, layers: tuple[LayerChoice, ...], num_heads: int, head_dim: int) -> Iterator[str]:
-    config, operators = model.config, operators_of(model)
-    if config.hidden_act != "silu":
-        yield f"its activation is {config.hidden_act}, not silu"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        yield "its attention is sliding"
-    if config.model_type == "mistral" and config.sliding_window is not None:
-        yield f"its attention is sliding (sliding_window={config.sliding_window})"
+    operators = operators_of(model)
+    yield from network_obstacles(model.config)
     if is_rotated(model):
         yield "its residual stream is rotated by sublayer"
     named = operators.blocks if operators is not None else (BlockOperators(),) * len(layers)
     attended = False  # whether there is a residual stream yet
     for index, (layer, block) in enumerate(zip(layers, named, strict=True)):
-        attention = f"layer {index} attention: {_named(block.attention.name, layer)}"
-        mlp = f"layer {index} mlp: {block.mlp.name}"
-        if isinstance(block.attention, Linear):
-            yield f"{attention} (there is no place for a matrix)"
-        elif layer.kv_groups:
-            if num_heads % layer.kv_groups:
-                allowed = ", ".join(str(n) for n in range(1, num_heads + 1) if num_heads % n == 0)
-                yield f"{attention} ({layer.kv_groups} KV heads of {num_heads} query heads; allowed are {allowed})"
-            if layer.head_dim != head_dim or _is_narrow(model, index):
-                yield f"{attention} (heads of fewer channels)"
-        attended = attended or layer.kv_groups > 0 or isinstance(block.attention, Linear)
-        if isinstance(block.mlp, Linear):
-            yield f"{mlp} (there is no place for a matrix)"
-        elif layer.ffn and not attended:
-            yield f"{mlp} (no attention before it)"
+        narrow = layer.kv_groups > 0 and (layer.head_dim != head_dim or _is_narrow(model, index))
+        for sublayer, why in block_obstacles(block, layer, num_heads=num_heads, narrow=narrow, attended=attended):
+            name = block.of(sublayer).name
+            yield f"layer {index} {sublayer}: {_named(name, layer) if sublayer == 'attention' else name} ({why})"
+        attended = attended or attends(block, layer)
     if not attended:
         yield "no layer has attention"
     for name, module in quantized_modules(model).items():

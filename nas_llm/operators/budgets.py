@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Literal, get_args
 
+from nas_llm.operator_network import Quantized, Teacher
 from nas_llm.operators.cost_table import CostTable
 
 Scope = Literal["body", "whole"]
+LOOSE = 2.0  # an operator that computes less than the teacher's sublayer is never twice as slow
 
 
 def limits(budgets: Mapping[str, float], tables: Mapping[str, CostTable], scope: Scope = "body") -> dict[str, float]:
@@ -41,16 +43,12 @@ def limits(budgets: Mapping[str, float], tables: Mapping[str, CostTable], scope:
 
 def limit(table: CostTable, budget: float, scope: Scope = "body") -> float:
     """As :func:`limits`, of one table."""
+    refuse_no_budget(table.name, budget)
     setting = f"budget.{table.name}={budget:g}"
-    if not budget > 0 or math.isinf(budget):
-        raise ValueError(
-            f"{setting} is no budget: give a fraction of the teacher, above 0 and at most 1, or an absolute number "
-            f"above 1 ({table.unit})"
-        )
     whole = scope == "whole"
     teacher = table.teacher if whole else table.teacher_body
     constant = table.rest + (table.outside if whole else 0)
-    total = budget * teacher if budget <= 1 else budget
+    total = budget if is_absolute(budget) else budget * teacher
     left, of = total - constant, "whole network" if whole else "body"
     smallest, largest = constant + table.least, constant + table.most
     if total < smallest:
@@ -60,12 +58,54 @@ def limit(table: CostTable, budget: float, scope: Scope = "body") -> float:
             + (f", and {constant:,.6g} of it cannot be replaced" if constant else "")
         )
     if total > largest:
-        share = f"; {budget:g} % of the teacher is budget.{table.name}={budget / 100:g}" if 1 < budget <= 100 else ""
         raise ValueError(
             f"{setting} limits nothing: the largest network of these operators has {largest:,.6g} {table.unit} in the "
-            f"{of}; leave it out or choose less{share}"
+            f"{of}; {_less(table.name, budget)}"
         )
     return left
+
+
+def is_absolute(budget: float) -> bool:
+    """Whether it is in the unit of its cost, and no fraction of the teacher's."""
+    return budget > 1
+
+
+def refuse_no_budget(name: str, budget: float) -> None:
+    """Raises ValueError where the number is no budget, whatever it is one of."""
+    if not budget > 0 or math.isinf(budget):
+        raise ValueError(
+            f"budget.{name}={budget:g} is no budget: give a fraction of the teacher, above 0 and at most 1, or an "
+            "absolute number above 1"
+        )
+
+
+def refuse_loose_latency(budget_ms: float, teacher_ms: float, macs: CostTable) -> None:
+    """Before any operator is measured: refuses what the slowest network keeps by far, as is known where no operator can
+    be slower than the teacher's own sublayer.
+
+    Args:
+        budget_ms: of the blocks or of the whole network.
+        teacher_ms: of the whole teacher.
+        macs: of the operators. Quantised weights are unpacked as they run, and take longer than the teacher's.
+
+    Raises:
+        ValueError: the budget is more than ``LOOSE`` times what the teacher takes.
+    """
+    slower = any(
+        isinstance(operator, Quantized) or cost > costs[Teacher()]
+        for costs in macs.values.values()
+        for operator, cost in costs.items()
+    )
+    if not slower and budget_ms > LOOSE * teacher_ms:
+        raise ValueError(
+            f"budget.latency={budget_ms:g} limits nothing: the whole teacher takes {teacher_ms:,.6g} ms, and none of "
+            f"these operators computes more than its sublayers; {_less('latency', budget_ms)}"
+        )
+
+
+def _less(name: str, budget: float) -> str:
+    share = f"; {budget:g} % of the teacher is budget.{name}={budget / 100:g}" if 1 < budget <= 100 else ""
+    return f"leave it out or choose less{share}"
 
 
 def _up(fraction: float) -> float:

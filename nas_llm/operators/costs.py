@@ -20,10 +20,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from nas_llm.architecture import LayerChoice
-from nas_llm.models.axes import Axis, count, layout_axes, sizes_of
+from nas_llm.models.axes import count, layout_axes, sizes_of
 from nas_llm.models.bit_packing import packed_width
 from nas_llm.models.elastic import ElasticModule
-from nas_llm.models.operator_modules import refuse_operator, sublayer_of
+from nas_llm.models.operator_modules import refuse_operator
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import (
@@ -32,15 +32,15 @@ from nas_llm.operator_network import (
     Identity,
     Linear,
     Operator,
-    Projections,
     Quantized,
     Sublayer,
     Teacher,
 )
 from nas_llm.operators import Place
 from nas_llm.operators.cost_table import CostTable
+from nas_llm.operators.projections import SublayerProjections, sublayer_projections
 
-_HIDDEN = Axis("hidden")
+_NONE = SublayerProjections({}, {})  # of what is no module of its own, where nothing is quantised
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,15 @@ class OperatorCosts:
 
 @dataclass(frozen=True)
 class _Place:
-    """What an operator replaces (``modules``) and what identity drops beside it (``norms``)."""
+    """What an operator replaces (``modules``, with ``projections`` among them) and what identity drops beside it
+    (``norms``)."""
 
     full: LayerChoice
     hidden: int
     itemsize: int
     sublayer: Sublayer
     modules: tuple[ElasticModule, ...]
+    projections: SublayerProjections
     norms: tuple[ElasticModule, ...]
 
     def params(self, operator: Operator) -> int:
@@ -140,14 +142,14 @@ class _Place:
             return dense
         packed = [(m.num_weights, m.weight_bytes) for m in self.modules if isinstance(m, QuantizedLinear)]
         if isinstance(operator, Quantized):
-            concerned = [module for module in self.modules if _is_concerned(module, operator.projections)]
+            concerned = self.projections.dense(operator.projections)
             if not concerned:
                 raise ValueError(
                     f"layer {self.full.index}, {self.sublayer}: operator {operator.name}: there are no dense linear "
                     "layers (nn.Linear) to quantise; choose a pool without quantised operators there"
                 )
-            for module in concerned:
-                out, width = (dimension.size(module.elastic_full) for dimension in module.elastic_layouts["weight"])
+            for projection in concerned.values():
+                out, width = projection.weight.shape
                 packed.append((out * width, self._packed(operator, out, width)))
         return dense - sum(weights * self.itemsize - held for weights, held in packed)
 
@@ -184,27 +186,18 @@ class _Place:
         return 4 * words + out * groups * self.itemsize
 
 
-def projections(supernet: Supernet, layer: int, sublayer: Sublayer, which: Projections) -> list[str]:
-    """Names, inside of a sublayer's module, of its dense linear layers that read the residual stream ("in"), that
-    write into it ("out"), or of both. Raises ValueError where the family has no such module."""
-    modules = sublayer_of(supernet, layer, sublayer).named_modules()
-    return [name for name, module in modules if isinstance(module, ElasticModule) and _is_concerned(module, which)]
-
-
-def _is_concerned(module: ElasticModule, which: Projections) -> bool:
-    if not isinstance(module, nn.Linear) or isinstance(module, QuantizedLinear):
-        return False
-    reads = "in" if module.elastic_layouts["weight"][1] == _HIDDEN else "out"
-    return which in (reads, "both")
-
-
 def _places(supernet: Supernet, layer: int) -> dict[Sublayer | None, _Place]:
     """The two sublayers of a block, and (None) what neither replaces."""
     full = supernet.largest().without_ranks
     block, weighted = supernet.blocks[layer], list(supernet.layer_modules[layer])
     found: dict[Sublayer | None, _Place] = {}
 
-    def take(modules: Sequence[ElasticModule], norms: Sequence[ElasticModule], sublayer: Sublayer | None) -> None:
+    def take(
+        modules: Sequence[ElasticModule],
+        norms: Sequence[ElasticModule],
+        sublayer: Sublayer | None,
+        projections: SublayerProjections = _NONE,
+    ) -> None:
         for module in (*modules, *norms):
             weighted.remove(module)
         found[sublayer] = _Place(
@@ -213,18 +206,20 @@ def _places(supernet: Supernet, layer: int) -> dict[Sublayer | None, _Place]:
             supernet.model.dtype.itemsize,
             sublayer or "mlp",
             tuple(modules),
+            projections,
             tuple(norms),
         )
 
     for sublayer in SUBLAYERS:
         path = supernet.sublayers[sublayer]
+        projections = _NONE if path is None else sublayer_projections(supernet, layer, sublayer)
         if path is None:  # its projections lie in the block itself
             own = [m for m in weighted if any("ffn" in layout_axes(d) for d in m.elastic_layouts["weight"])]
         else:
             inside = set(block.get_submodule(path).modules())
             own = [module for module in weighted if module in inside]
         norms = {getattr(block, name) for name in supernet.sublayer_norms[sublayer]}
-        take(own, [module for module in weighted if module in norms], sublayer)
+        take(own, [module for module in weighted if module in norms], sublayer, projections)
     take((), tuple(weighted), None)
     return found
 

@@ -1,41 +1,48 @@
-"""What the DeciLM layout can say of an operator: the checkpoints of one stock runtime (vLLM, ``DeciLMForCausalLM``,
-model type nemotron-nas), whose ``block_configs`` describe every layer of a Llama.
+"""Which operators are candidates for a network that vLLM serves (``DeciLMForCausalLM``, model type nemotron-nas).
 
-A layer has any number of KV heads (``n_heads_in_group``), any FFN width (``intermediate_size``; with the older
-``ffn_mult`` it is rounded up to a multiple of 256), and attention or FFN may be left out (``no_op``). The number of
-query heads and the size of a head are one for the whole model. So attention with fewer KV groups is stored with all
-query heads: those that it lacks are zeros in the columns of its output projection, shared out evenly over its groups;
-the function stays, the KV cache shrinks, the queries' compute does not. In the first layer attention cannot be left
-out alone: the FFN's norm there expects the residual stream that attention's norm splits off. Other families, linear,
-sparse and quantised sublayers have no place in it.
+Those that its layout can hold (``models/decilm_layout.py``), in every place by itself, beside the teacher's other
+sublayers; so in the first layer attention cannot be left out, for its FFN would come first. And of these the ones that
+save something there: attention with as many KV groups as the teacher is stored with all of its query heads, and sparse
+weights are stored dense.
 """
 
 from __future__ import annotations
 
+from nas_llm.models.decilm_layout import FAMILIES, block_obstacles, network_obstacles
 from nas_llm.models.supernet import Supernet
-from nas_llm.operator_network import Ffn, Heads, Identity, Operator, Sublayer, Teacher
+from nas_llm.operator_network import BlockOperators, Heads, Operator, Sparse, Sublayer
 
-DECILM_FAMILIES = ("llama",)
+
+def refuse_layout(supernet: Supernet) -> None:
+    """Raises ValueError where checkpoints of the layout cannot hold this network, whatever its operators are."""
+    if supernet.family not in FAMILIES:
+        raise ValueError(
+            f"pool.layout=decilm: checkpoints of that layout hold {', '.join(FAMILIES)}, this model is of family "
+            f"{supernet.family!r}; choose a pool that a stock runtime need not serve, as pool=full"
+        )
+    if obstacles := list(network_obstacles(supernet.config)):
+        raise ValueError(
+            f"pool.layout=decilm: checkpoints of that layout cannot hold this model: {'; '.join(obstacles)}; choose a "
+            "pool that a stock runtime need not serve, as pool=full"
+        )
 
 
 def decilm_misfit(supernet: Supernet, layer: int, sublayer: Sublayer, operator: Operator) -> str | None:
-    """Why the layout cannot hold the operator in this place; None where it can."""
-    if supernet.family not in DECILM_FAMILIES:
-        return f"the DeciLM layout is that of {', '.join(DECILM_FAMILIES)}, not of {supernet.family}"
-    if isinstance(operator, Teacher | Ffn):
-        return None
-    if isinstance(operator, Identity):
-        first = layer == 0 and sublayer == "attention"
-        return "in the DeciLM layout the first layer has attention" if first else None
-    if not isinstance(operator, Heads):
-        return "the DeciLM layout has no such sublayer"
-    full = supernet.largest().layers[layer]
-    if operator.head_dim != full.head_dim:
-        return f"the DeciLM layout has one head size for the whole model, {full.head_dim} channels"
-    if operator.kv_groups == full.kv_groups:
+    """Why the operator is no candidate in this place, of a network that :func:`refuse_layout` lets pass; None where it
+    is one."""
+    layers = supernet.largest().layers
+    full, block = layers[layer], BlockOperators(**{sublayer: operator})
+    if isinstance(operator, Sparse):
+        return "the DeciLM layout stores sparse weights dense"
+    if isinstance(operator, Heads) and operator.kv_groups == full.kv_groups and operator.head_dim == full.head_dim:
         return (
             f"the DeciLM layout has one number of query heads for the whole model, {full.heads}: fewer KV groups alone"
         )
-    if full.heads % operator.kv_groups:
-        return f"the DeciLM layout shares {full.heads} query heads out evenly, not over {operator.kv_groups} KV groups"
-    return None
+    obstacles = block_obstacles(
+        block,
+        block.sizes(full),
+        num_heads=max(layer.heads for layer in layers),
+        narrow=isinstance(operator, Heads) and operator.head_dim != full.head_dim,
+        attended=layer > 0,
+    )
+    return next((f"not in the DeciLM layout: {where}: {why}" for where, why in obstacles), None)

@@ -16,7 +16,7 @@ import torch
 
 from nas_llm.models.operator_assembly import Make, assemble
 from nas_llm.models.supernet import Supernet
-from nas_llm.models.timing import threads
+from nas_llm.models.timing import refuse_too_long, threads
 from nas_llm.operator_network import OperatorNetwork
 from nas_llm.operators.latency_measurement import LatencyMeasurement, even, untrained
 from nas_llm.operators.latency_table import CLOCKS, Clock, LatencyTable
@@ -63,12 +63,8 @@ def compare(
     table.conditions.refuse_other(measurement.conditions(supernet), "the table of latencies", "measure it again")
     every = [OperatorNetwork.teacher(supernet.largest().num_layers), *networks]
     predicted = {clock: [table.predicted_ms(network, clock) for network in every] for clock in CLOCKS}
-    device = measurement.device_of(supernet)
-    with torch.inference_mode(), threads(measurement.threads):
-        models = [assemble(supernet, network, make or untrained(supernet)).to(device).eval() for network in every]  # type: ignore[arg-type]
-        times = even(measurement.timed([measurement.whole_pass(model) for model in models], device, rng))
     rows = []
-    for clock, measured in zip(CLOCKS, times, strict=True):
+    for clock, measured in timed(supernet, every, measurement, rng, make).items():
         low, middle, high = np.percentile(measured, [25, 50, 75], axis=0)
         for i, network in enumerate(every):
             ms = predicted[clock][i]
@@ -76,6 +72,34 @@ def compare(
             spread = float(high[i] - low[i]) / 2
             rows.append(Comparison(network.id, clock, ms, float(middle[i]), spread, float(relative)))
     return rows
+
+
+def timed(
+    supernet: Supernet,
+    networks: Sequence[OperatorNetwork],
+    measurement: LatencyMeasurement,
+    rng: np.random.Generator,
+    make: Make | None = None,
+) -> dict[Clock, np.ndarray]:
+    """Milliseconds (rounds, networks) of whole networks in interleaved rounds, slow rounds made even, by clock.
+    Arguments as of :func:`compare`.
+
+    Raises:
+        ValueError: a sequence beyond the model's positions.
+    """
+    refuse_too_long(supernet.model, measurement.sequence_length, measurement.phase, "latency")
+    device = measurement.device_of(supernet)
+    with torch.inference_mode(), threads(measurement.threads):
+        models = [assemble(supernet, network, make or untrained(supernet)).to(device).eval() for network in networks]  # type: ignore[arg-type]
+        times = even(measurement.timed([measurement.whole_pass(model) for model in models], device, rng))
+    return dict(zip(CLOCKS, times, strict=True))
+
+
+def teacher_ms(supernet: Supernet, measurement: LatencyMeasurement, rng: np.random.Generator) -> dict[Clock, float]:
+    """The median latency of the whole teacher as the machine is now, by clock: a few of its passes, where a table takes
+    those of all operators."""
+    teacher = OperatorNetwork.teacher(supernet.largest().num_layers)
+    return {clock: float(np.median(ms)) for clock, ms in timed(supernet, [teacher], measurement, rng).items()}
 
 
 def as_text(rows: Sequence[Comparison]) -> str:

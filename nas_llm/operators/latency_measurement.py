@@ -54,8 +54,8 @@ from nas_llm.operator_network import (
     Sublayer,
 )
 from nas_llm.operators import Place
-from nas_llm.operators.costs import projections
 from nas_llm.operators.latency_table import Conditions, LatencyTable, Milliseconds, key_of, teacher_keys
+from nas_llm.operators.projections import sublayer_projections
 
 Say = Callable[[str], None]
 FIXED = "fixed"
@@ -237,7 +237,7 @@ def untrained(small: Supernet) -> Make:
     def make(layer: int, sublayer: Sublayer, operator: Operator) -> nn.Module:
         module = build_sublayer(small, layer, sublayer, operator)
         if isinstance(operator, Quantized):
-            for name in projections(small, layer, sublayer, operator.projections):
+            for name in sublayer_projections(small, layer, sublayer).dense(operator.projections):
                 dense = module.get_submodule(name)
                 assert isinstance(dense, nn.Linear)
                 weight = dense.weight

@@ -10,7 +10,7 @@ fills the table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -70,6 +70,13 @@ class Milliseconds:
     def of(self, clock: Clock) -> float:
         return self.wall if clock == "wall" else self.process
 
+    def scaled(self, factors: Mapping[Clock, float]) -> Milliseconds:
+        """On a machine that is so many times as slow."""
+        wall, process = factors["wall"], factors["process"]
+        return Milliseconds(
+            wall * self.wall, wall * self.wall_spread, process * self.process, process * self.process_spread
+        )
+
 
 @dataclass(frozen=True)
 class LatencyTable:
@@ -118,6 +125,11 @@ class LatencyTable:
         places = [(layer, sublayer) for layer in range(len(self.teacher)) for sublayer in SUBLAYERS]
         rest = sum(self._of(place, Teacher()).of(clock) for place in places if place not in values)
         return CostTable(self.name, "ms", values, rest=rest, outside=self.fixed.of(clock))
+
+    def scaled(self, factors: Mapping[Clock, float]) -> LatencyTable:
+        """The table of a machine on which everything takes so many times as long, by clock."""
+        operators = {key: found.scaled(factors) for key, found in self.operators.items()}
+        return replace(self, fixed=self.fixed.scaled(factors), operators=operators)
 
     def refuse_other_teacher(self, supernet: Supernet) -> None:
         """Raises ValueError where the table was measured on sublayers of other sizes."""

@@ -28,7 +28,7 @@ from nas_llm.models.quantized_weight import refuse_bits
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import SUBLAYERS, Ffn, Heads, Operator, Quantized, Sparse, Sublayer, Teacher, operator_of
 from nas_llm.operators import Place
-from nas_llm.operators.decilm import DECILM_FAMILIES, decilm_misfit
+from nas_llm.operators.decilm import decilm_misfit, refuse_layout
 from nas_llm.operators.projections import sublayer_projections
 
 Layout = Literal["decilm"]
@@ -227,11 +227,8 @@ def _widths(supernet: Supernet, layer: int, sublayer: Sublayer, operator: Sparse
 
 
 def _refuse_network(supernet: Supernet, layout: Layout | None) -> None:
-    if layout == "decilm" and supernet.family not in DECILM_FAMILIES:
-        raise ValueError(
-            f"pool.layout={layout}: checkpoints of that layout hold {', '.join(DECILM_FAMILIES)}, this model is of "
-            f"family {supernet.family!r}; choose a pool that a stock runtime need not serve, as pool=full"
-        )
+    if layout == "decilm":
+        refuse_layout(supernet)
     if supernet.operators is not None:
         raise ValueError(
             "the model is a network of operators already: set model.path to the network it was made from, or choose "

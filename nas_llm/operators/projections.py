@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nas_llm.models.block_walk import Projection
 from nas_llm.models.operator_modules import sublayer_of, sublayer_path
+from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Projections, Sublayer
 
@@ -23,6 +24,14 @@ class SublayerProjections:
 
     def of(self, which: Projections) -> dict[str, Projection]:
         return {"in": self.first, "out": self.last, "both": self.first | self.last}[which]
+
+    def dense(self, which: Projections) -> dict[str, Projection]:
+        """Those of them that can be quantised: ``nn.Linear``, and not integers yet."""
+        return {
+            name: projection
+            for name, projection in self.of(which).items()
+            if isinstance(projection.module, nn.Linear) and not isinstance(projection.module, QuantizedLinear)
+        }
 
 
 def sublayer_projections(supernet: Supernet, layer: int, sublayer: Sublayer) -> SublayerProjections:

@@ -1,9 +1,8 @@
 """Quantisation: linear layers of a super-network become integers, one method a file; the protocol is here.
 
-A method is a frozen dataclass whose fields are its YAML. All have in common: ``bits`` (2 to 8), ``group_size`` (input
-channels that share a scale and a zero point) and ``targets`` (names of linear modules, or the ends of names; None: all
-of the transformer blocks). The values and the layer that holds them are in ``models/quantized_weight.py`` and
-``models/quantized_linear.py``, because files and sub-networks know them too.
+A method is a frozen dataclass whose fields are its YAML; those that all have are in ``settings.py``. The values and the
+layer that holds them are in ``models/quantized_weight.py`` and ``models/quantized_linear.py``, because files and
+sub-networks know them too.
 """
 
 from __future__ import annotations

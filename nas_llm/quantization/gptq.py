@@ -28,37 +28,21 @@ from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.quantized_weight import QuantizedWeight, grid, round_to_codes
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.report import LayerReport, QuantizationReport
-from nas_llm.quantization.targets import Targets, layers_to_quantize, refuse_settings
+from nas_llm.quantization.settings import GPTQSettings
+from nas_llm.quantization.targets import layers_to_quantize
 
 if TYPE_CHECKING:
     from nas_llm.quantization import Batches
 
 
 @dataclass(frozen=True)
-class GPTQ:
-    """Fields as in :mod:`nas_llm.quantization`, and ``damping``, added to the Hessian's diagonal as a fraction of its
-    mean; ``act_order``; ``block_size`` columns whose errors are passed on at once (whole groups are taken; it changes
-    the time, not the result); ``keep_zeros``: weights that are exactly zero stay so, no error is passed on to them.
+class GPTQ(GPTQSettings):
+    """Fields as in :mod:`nas_llm.quantization.settings`.
 
     Raises:
-        ValueError: ``bits`` outside of 2 to 8, a size below 1, ``damping`` below 0; when called, beside what every
-            method raises: targets outside of the blocks, a Hessian that has no inverse with this damping.
+        ValueError: as :class:`GPTQSettings`; when called, beside what every method raises: targets outside of the
+            blocks, a Hessian that has no inverse with this damping.
     """
-
-    bits: int = 4
-    group_size: int = 128
-    targets: Targets = None
-    damping: float = 0.01
-    act_order: bool = False
-    keep_zeros: bool = True
-    block_size: int = 128
-
-    def __post_init__(self) -> None:
-        refuse_settings(self.bits, self.group_size)
-        if self.damping < 0:
-            raise ValueError(f"quantization.damping={self.damping}: allowed is 0 or more, as quantization.damping=0.01")
-        if self.block_size < 1:
-            raise ValueError(f"quantization.block_size={self.block_size}: allowed is 1 or more columns")
 
     @torch.no_grad()
     def __call__(self, supernet: Supernet, batches: Batches) -> QuantizationReport:

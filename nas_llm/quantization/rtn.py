@@ -16,26 +16,16 @@ from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.quantized_weight import QuantizedWeight, grid, round_to_codes
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.report import LayerReport, QuantizationReport
-from nas_llm.quantization.targets import Targets, layers_to_quantize, refuse_settings
+from nas_llm.quantization.settings import QuantizationSettings
+from nas_llm.quantization.targets import layers_to_quantize
 
 if TYPE_CHECKING:
     from nas_llm.quantization import Batches
 
 
 @dataclass(frozen=True)
-class RoundToNearest:
-    """Fields as in :mod:`nas_llm.quantization`.
-
-    Raises:
-        ValueError: ``bits`` outside of 2 to 8, or a ``group_size`` below 1.
-    """
-
-    bits: int = 4
-    group_size: int = 128
-    targets: Targets = None
-
-    def __post_init__(self) -> None:
-        refuse_settings(self.bits, self.group_size)
+class RoundToNearest(QuantizationSettings):
+    """Fields as in :mod:`nas_llm.quantization.settings`. Raises as :class:`QuantizationSettings`."""
 
     @torch.no_grad()
     def __call__(self, supernet: Supernet, batches: Batches = ()) -> QuantizationReport:

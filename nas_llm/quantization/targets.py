@@ -8,20 +8,10 @@ from math import gcd
 from torch import nn
 
 from nas_llm.models.quantized_linear import QuantizedLinear
-from nas_llm.models.quantized_weight import refuse_bits
 from nas_llm.models.supernet import Supernet
 
 Targets = Sequence[str] | None
 """Names of modules, or ends of names at a dot (``q_proj``, ``layers.0.mlp.up_proj``); None: all of the blocks."""
-
-
-def refuse_settings(bits: int, group_size: int) -> None:
-    """Raises:
-    ValueError: ``bits`` outside of 2 to 8, or a ``group_size`` below 1.
-    """
-    refuse_bits(bits, "quantization.bits")
-    if group_size < 1:
-        raise ValueError(f"quantization.group_size={group_size}: allowed is 1 or more, as quantization.group_size=128")
 
 
 def layers_to_quantize(supernet: Supernet, targets: Targets, group_size: int) -> dict[str, nn.Linear]:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from nas_llm.reporting import charts, importance_charts, numbers, tables
+from nas_llm.reporting.card_tables import metric_rows
 from nas_llm.reporting.front_plot import plot_front
 from nas_llm.reporting.importance_plot import plot_scores
-from nas_llm.reporting.model_card import LOADERS, metric_rows, reader_of, recipe
+from nas_llm.reporting.model_card import LOADERS, reader_of
 from nas_llm.reporting.operator_files import NETWORKS_FILE
 from nas_llm.reporting.operator_plots import PICTURES, plot_operators
 from nas_llm.reporting.operator_tables import networks_table
 from nas_llm.reporting.progress_plot import plot_progress
+from nas_llm.reporting.recipe import recipe
 from nas_llm.reporting.run_files import Export, Progress, RunFiles, Search
 from nas_llm.reporting.templates import render
 from nas_llm.run_directory import read_json, write_text

@@ -11,6 +11,8 @@ what was not measured is empty. A line of ``networks.jsonl`` is a network that a
     objective, gap, status of the programme's solution; the gap is (objective - bound) / |bound|, null above 1, where
                            the bound proves next to nothing
     costs                  {cost: part of the teacher's body}
+    latency_drift          by which latencies of an earlier search were multiplied for a budget in ms: how many times as
+                           long the teacher took by then; null where they were as measured
     losses                 nats per token: untrained, and after every round of training
     steps                  of one round
     winner, path           whether it is the best of its budget, and where it was exported
@@ -66,6 +68,7 @@ class NetworkRow:
     path: str | None
     pool: str = PAPER
     steps: int | None = None
+    latency_drift: float | None = None
 
     @property
     def rounds(self) -> int:
@@ -89,6 +92,7 @@ class NetworkRow:
             record["path"],
             record.get("pool", PAPER),
             record.get("steps"),
+            record.get("latency_drift"),
         )
 
     @property

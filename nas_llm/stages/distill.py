@@ -29,7 +29,8 @@ from nas_llm.operators.plan import plan_of, search_plan_of
 from nas_llm.operators.pool import Pool
 from nas_llm.run_directory import OPERATORS, refuse_mismatch, refuse_outputs
 from nas_llm.stages.data import data_settings, prepared_data
-from nas_llm.stages.operator_search import asked_budgets, search_operators
+from nas_llm.stages.operator_budgets import asked_budgets
+from nas_llm.stages.operator_search import search_operators
 from nas_llm.stages.search import device, loading, searches_operators, untrained
 
 READS = (
@@ -67,6 +68,8 @@ def main(cfg: DictConfig) -> None:
     """Load, sort, distil the pool, score; in a directory that holds some of the operators, the missing ones alone."""
     with quiet():
         settings: Distilling = build(cfg.distill)
+        if searches_operators(cfg):
+            asked_budgets(cfg)  # refused before anything is distilled
         if settings.plan:
             print(planned(cfg, settings))
         else:
