@@ -12,8 +12,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from nas_llm import __version__
+from nas_llm.atomic_files import DISK_ERRORS
 from nas_llm.config import config_dir
-from nas_llm.run_directory import DISK_ERRORS, is_main_process
+from nas_llm.run_directory import is_main_process
 from nas_llm.stages import modules
 
 CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"

@@ -22,21 +22,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nas_llm import overrides as text
 from nas_llm import provenance
+from nas_llm.atomic_files import disk_error, write_text
 from nas_llm.config import CONFIG_NAME, check, config_dir
 from nas_llm.config_effects import refuse_effects
 from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, options, refuse_choices
 from nas_llm.reporting.sweep import runs_below
-from nas_llm.run_directory import (
-    OPERATORS,
-    create,
-    disk_error,
-    forget_start,
-    is_main_process,
-    locked,
-    refuse_outputs,
-    started,
-    write_text,
-)
+from nas_llm.run_directory import OPERATORS, create, is_main_process, locked, refuse_outputs, started
+from nas_llm.run_fingerprints import forget_start
 from nas_llm.stage_reads import refuse_ignored, refuse_unread, unread
 
 CONTINUING = ("search", "evaluate", "export", "report")  # stages that work on what an earlier one left

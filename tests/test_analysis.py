@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from nas_llm import cli
 from nas_llm.analysis.importance import ImportanceAnalysis, Summary, table
 from nas_llm.architecture import Architecture
+from nas_llm.metrics import read_metrics
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import mean_token_loss
-from nas_llm.run_directory import read_metrics
 from nas_llm.search_space import SearchSpace
 
 

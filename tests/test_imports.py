@@ -11,7 +11,7 @@ import nas_llm
 
 PACKAGE = Path(nas_llm.__file__).parent
 VALUES = {"architecture", "search_space", "parameter_bins", "operator_network"}
-FILES = {"run_directory", "provenance", "json_lines"}
+FILES = {"atomic_files", "run_directory", "metrics", "run_fingerprints", "provenance", "json_lines"}
 MIDDLE = {
     "importance",
     "peft",
@@ -29,9 +29,12 @@ ALLOWED: dict[str, set[str]] = {
     "axis_choices": {"architecture"},
     "search_space": {"architecture", "axis_choices"},
     "parameter_bins": {"architecture", "search_space"},
-    "run_directory": set(),
-    "provenance": {"run_directory"},
-    "json_lines": {"run_directory"},
+    "atomic_files": set(),
+    "run_directory": {"atomic_files"},
+    "metrics": {"atomic_files", "run_directory"},
+    "run_fingerprints": {"atomic_files", "run_directory"},
+    "provenance": {"atomic_files", "run_directory"},
+    "json_lines": {"atomic_files"},
     "schedules": set(),
     "config_types": set(),
     "config_errors": set(),

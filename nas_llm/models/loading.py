@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.atomic_files import atomic_path
 from nas_llm.models.families import FAMILIES, family_of, known_family
 from nas_llm.models.order import FILE_NAME as AXES_ORDER
 from nas_llm.models.packed_checkpoint import BITS_KEY, KEY, is_packed, place, quantization_keys, quantized_layers
@@ -38,7 +39,6 @@ from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
 from nas_llm.models.rotated_stream import KEY as ROTATED
 from nas_llm.models.rotated_stream import place_norms
 from nas_llm.operator_network import OperatorNetwork
-from nas_llm.run_directory import atomic_path
 
 MODEL_TYPE = "nas_llm"
 WEIGHTS = "model.safetensors"

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from nas_llm.architecture import Architecture, Ranks
+from nas_llm.atomic_files import read_json, write_text
 from nas_llm.reporting import numbers
 from nas_llm.reporting.operator_files import NETWORKS_FILE, NetworkRow
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.templates import render
-from nas_llm.run_directory import BASELINE_FILE, OPERATORS, read_json, write_text
+from nas_llm.run_directory import BASELINE_FILE, OPERATORS
 from nas_llm.search.archive import TRUNCATION
 from nas_llm.search.pareto import COSTS
 

@@ -27,7 +27,8 @@ from nas_llm.operators.library import Library
 from nas_llm.operators.needs import Needs
 from nas_llm.operators.plan import plan_of, search_plan_of
 from nas_llm.operators.pool import Pool
-from nas_llm.run_directory import OPERATORS, refuse_mismatch, refuse_outputs
+from nas_llm.run_directory import OPERATORS, refuse_outputs
+from nas_llm.run_fingerprints import refuse_mismatch
 from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.operator_search import asked_budgets, search_operators
 from nas_llm.stages.search import device, loading, searches_operators, untrained

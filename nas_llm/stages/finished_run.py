@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import read_json
 from nas_llm.reporting.run_files import RunFiles
-from nas_llm.run_directory import read_json, refuse_baseline
+from nas_llm.run_directory import refuse_baseline
 from nas_llm.search.archive import TRUNCATION, Archive, Evaluation
 from nas_llm.search_space import SearchSpace
 

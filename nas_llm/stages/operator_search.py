@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nas_llm.atomic_files import write_text
 from nas_llm.config import build, config_dir
 from nas_llm.lightning.supernet_search import validation_batches
 from nas_llm.models.operator_assembly import assemble
@@ -50,7 +51,7 @@ from nas_llm.reporting.operator_files import (
     read_networks,
 )
 from nas_llm.reporting.operator_tables import networks_table
-from nas_llm.run_directory import OPERATORS, write_text
+from nas_llm.run_directory import OPERATORS
 from nas_llm.stages.export import NETWORKS, export_subnetwork
 
 if TYPE_CHECKING:

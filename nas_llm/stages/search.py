@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from nas_llm.atomic_files import read_json
 from nas_llm.config import build
 from nas_llm.lightning.checkpoint import LAST, read_checkpoint
 from nas_llm.lightning.identity import refuse_other_network
@@ -22,7 +23,7 @@ from nas_llm.peft.lora import Lora
 from nas_llm.peft.saving import load_supernet as load_adapted
 from nas_llm.peft.saving import recorded_method
 from nas_llm.reporting import front_table, write_report
-from nas_llm.run_directory import OPERATORS, read_json, refuse_baseline
+from nas_llm.run_directory import OPERATORS, refuse_baseline
 from nas_llm.search import Archive, Initial, Search
 from nas_llm.search.directory import ARCHIVE_FILE, SEARCH_FILE
 from nas_llm.search_space import SearchSpace
