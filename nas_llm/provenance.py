@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_llm.atomic_files import read_json, write_json
-from nas_llm.run_directory import is_main_process
+from nas_llm.ranks import is_main_process
 
 PROVENANCE_FILE = "provenance.json"
 PACKAGES = (

@@ -14,6 +14,7 @@ from io import FileIO
 from pathlib import Path
 
 from nas_llm.atomic_files import TEMPORARY, remove, remove_leftovers
+from nas_llm.ranks import is_main_process
 
 LOCK_FILE = ".lock"
 RESULTS_FILE = "results.json"
@@ -50,13 +51,6 @@ START_FILES = (
     "sampling_grid.json",
     "logs",
 )  # what a run has before it has results
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes the run directory (rank 0, or the only one)."""
-    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
-    return int(rank) == 0
 
 
 def create(run_dir: str | Path) -> None:

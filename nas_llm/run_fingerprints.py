@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nas_llm.atomic_files import read_json, write_json
-from nas_llm.run_directory import FINGERPRINTS_FILE, is_main_process
+from nas_llm.ranks import is_main_process
+from nas_llm.run_directory import FINGERPRINTS_FILE
 
 
 def refuse_mismatch(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nas_llm import provenance
-from nas_llm.run_directory import create, is_main_process, locked, refuse_outputs, refuse_unmakable, started
+from nas_llm.ranks import is_main_process
+from nas_llm.run_directory import create, locked, refuse_outputs, refuse_unmakable, started
 from nas_llm.run_fingerprints import forget_start, refuse_mismatch
 
 HOLD = """

@@ -16,7 +16,8 @@ from nas_llm.models.magnitude import Magnitude
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Loss
 from nas_llm.objectives.protocol import Batch
-from nas_llm.run_directory import IMPORTANCE_FILE, is_main_process
+from nas_llm.ranks import is_main_process
+from nas_llm.run_directory import IMPORTANCE_FILE
 from nas_llm.samplers import DrawsCandidates, Grid, Sampler, Scoring
 from nas_llm.samplers.candidates import Score, Unprepared
 from nas_llm.search_space import SearchSpace

@@ -35,8 +35,8 @@ from nas_llm.peft.adapters import ACCIDENTAL
 from nas_llm.peft.given import OPTIONS
 from nas_llm.peft.lora import Lora
 from nas_llm.quantization.targets import layers_to_quantize
+from nas_llm.ranks import is_main_process
 from nas_llm.reporting import front_table, write_report
-from nas_llm.run_directory import is_main_process
 from nas_llm.run_fingerprints import recorded_fingerprints, refuse_mismatch
 from nas_llm.samplers import Sampler
 from nas_llm.samplers.standard import StandardSampler
