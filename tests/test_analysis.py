@@ -66,7 +66,7 @@ def test_unsorted_losses_are_those_of_the_cut_model(base, rows):  # noqa: F811
     supernet = Supernet(AutoModelForCausalLM.from_pretrained(base / "model"))
     space, rng = SearchSpace.joint(supernet, steps=3), np.random.default_rng(0)
     from nas_llm.data.text import TextData
-    from nas_llm.models.loading import load_tokenizer
+    from nas_llm.models.tokenizer import load_tokenizer
 
     sizes = {"calibration_size": 4, "validation_size": 6, "test_size": 2, "batch_size": 4, "sequence_length": 16}
     data = TextData(load_tokenizer(base / "model"), str(base / "text.jsonl"), cache_dir=str(base / "cache"), **sizes)

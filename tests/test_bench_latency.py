@@ -17,8 +17,8 @@ from nas_llm.benchmarks.energy import energy_counter
 from nas_llm.benchmarks.figures import table
 from nas_llm.benchmarks.latency import LatencyBenchmark, LatencyRow, Subject, Workload, _allocated_mib
 from nas_llm.metrics import read_metrics
-from nas_llm.models.loading import save_pretrained
 from nas_llm.models.operator_assembly import assemble
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.timing import Pass, Time, interleaved, tokens_to_time
 from nas_llm.operator_network import Ffn, Identity, Linear, OperatorNetwork
 from nas_llm.operators.latency_measurement import untrained

@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.models.loading import from_pretrained, is_stock, save_pretrained
+from nas_llm.models.loading import from_pretrained
 from nas_llm.models.order import axis_shapes
+from nas_llm.models.saving import save_pretrained
+from nas_llm.models.stock import is_stock
 from nas_llm.models.supernet import Supernet
 from nas_llm.search_space import SearchSpace
 

@@ -23,8 +23,9 @@ from nas_llm.baselines.slicegpt import Axes, SliceGPT
 from nas_llm.models.block_walk import walk
 from nas_llm.models.decilm import decilm_of
 from nas_llm.models.input_statistics import Hessian, SecondMoment
-from nas_llm.models.loading import from_pretrained, save_pretrained
+from nas_llm.models.loading import from_pretrained
 from nas_llm.models.operator_assembly import assemble
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Identity, OperatorNetwork
 from nas_llm.operators.pool import Pool

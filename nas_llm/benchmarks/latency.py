@@ -32,7 +32,9 @@ from nas_llm.benchmarks.energy import energy_counter
 from nas_llm.benchmarks.processes import peak_mib, printed_by, resident_mib
 from nas_llm.benchmarks.settings import refuse_below_one
 from nas_llm.lightning.quiet import quiet
-from nas_llm.models.loading import ADAPTER, from_pretrained, resolve, save_pretrained
+from nas_llm.models.loading import from_pretrained
+from nas_llm.models.model_directory import ADAPTER, resolve
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.timing import Pass, interleaved, refuse_absent, threads, tokens_to_time
 
 Measure = Literal["prefill", "decode", "throughput"]

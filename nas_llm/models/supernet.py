@@ -456,7 +456,7 @@ class Supernet(nn.Module):
         Raises:
             ValueError: as :func:`nas_llm.save_pretrained`.
         """
-        from nas_llm.models.loading import save_pretrained
+        from nas_llm.models.saving import save_pretrained
 
         save_pretrained(
             self.extract(self._full),

@@ -18,8 +18,9 @@ from nas_llm.data.loader import Batch, TrainLoader
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.preparation import sort_by_importance
 from nas_llm.lightning.quiet import quiet
-from nas_llm.models.loading import load_tokenizer, without_weights
+from nas_llm.models.loading import without_weights
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.operators.distilling import Distilling, Splits, distil
 from nas_llm.operators.groups import Group, groups_of
 from nas_llm.operators.initial import initial_modules

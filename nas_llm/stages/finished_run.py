@@ -43,7 +43,7 @@ class FinishedRun:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from nas_llm.models.loading import load_tokenizer
+        from nas_llm.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self._need(SUPERNET, "train"))
 

@@ -15,8 +15,10 @@ from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.preparation import prepared_again
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
-from nas_llm.models.loading import ADAPTER, from_pretrained, load_tokenizer, resolve
+from nas_llm.models.loading import from_pretrained
+from nas_llm.models.model_directory import ADAPTER, resolve
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.objectives import Objective, directions
 from nas_llm.peft.given import OPTIONS, GivenAdapter
 from nas_llm.peft.lora import Lora

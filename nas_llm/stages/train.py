@@ -27,9 +27,9 @@ from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
 from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
 from nas_llm.models.block_walk import dense_projections
-from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.objectives import measure
 from nas_llm.peft.adapters import ACCIDENTAL
 from nas_llm.peft.given import OPTIONS
