@@ -41,10 +41,10 @@ from nas_llm.architecture import LayerChoice
 from nas_llm.models.families import family_of
 from nas_llm.models.model_directory import WEIGHTS
 from nas_llm.models.operator_modules import NarrowAttention
+from nas_llm.models.origin import largest_of, operators_of
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.rotated_stream import is_rotated
 from nas_llm.models.saving import weights_once, write_directory
-from nas_llm.models.supernet import largest_of, operators_of
 from nas_llm.operator_network import BlockOperators, Linear
 
 FAMILIES = ("llama", "mistral", "qwen2")  # whose blocks are Llama's

@@ -18,9 +18,9 @@ from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
 from nas_llm.metrics import add_metrics
 from nas_llm.models.fingerprint import fingerprint
+from nas_llm.models.origin import operators_of
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.saving import save_pretrained
-from nas_llm.models.supernet import operators_of
 from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.objectives import mean_token_loss
 from nas_llm.reporting import numbers, write_baseline_card
