@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nas_llm.architecture import Architecture, LayerChoice
-    from nas_llm.models.loading import from_pretrained, save_pretrained
+    from nas_llm.models.loading import from_pretrained
+    from nas_llm.models.saving import save_pretrained
     from nas_llm.models.supernet import Supernet
     from nas_llm.search_space import SearchSpace
 
@@ -21,7 +22,7 @@ _HOMES = {
     "SearchSpace": "nas_llm.search_space",
     "Supernet": "nas_llm.models.supernet",
     "from_pretrained": "nas_llm.models.loading",
-    "save_pretrained": "nas_llm.models.loading",
+    "save_pretrained": "nas_llm.models.saving",
 }
 
 __all__ = [

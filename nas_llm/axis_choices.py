@@ -220,6 +220,11 @@ class AxisChoices:
         return "this network, whose layers differ or are operators," if self._is_rigid else "this model family"
 
 
+def rank_key(group: str) -> str:
+    """The name of the axis of the ranks of a group of adapters."""
+    return f"rank.{group}"
+
+
 def checked(axis: str, given: Sequence[int] | None, full: int, default: Sequence[int]) -> tuple[int, ...]:
     """Ascending distinct sizes. Raises ValueError where one is no whole number from 1 to ``full``, or none is given."""
     values = list(default if given is None else given)

@@ -12,11 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from nas_llm import __version__
+from nas_llm.atomic_files import DISK_ERRORS
 from nas_llm.config import config_dir
-from nas_llm.run_directory import DISK_ERRORS, is_main_process
+from nas_llm.ranks import CHILD_ARGUMENTS, is_main_process
 from nas_llm.stages import modules
 
-CHILD_ARGUMENTS = "NAS_LLM_ARGUMENTS"
 FULL_TRACEBACK = "NAS_LLM_TRACEBACK"
 USAGE_ERROR, INTERRUPTED, UNREAD = 2, 130, 141  # UNREAD: as of a program that SIGPIPE ends
 # nas-llm bench sandwich: stages that take a group's option by name
@@ -86,12 +86,12 @@ def overview() -> str:
 
 def stage_help(stage: str) -> str:
     """The text of `nas-llm STAGE --help`: the overrides people need most, and the groups and options it reads."""
-    from nas_llm.config_errors import groups, inner_groups, options
-    from nas_llm.launch import CONTINUING, RESUMING, STARTING, TRAINING
+    from nas_llm.config_errors import all_groups, options
+    from nas_llm.stage_kinds import CONTINUING, RESUMING, STARTING, TRAINING
     from nas_llm.stage_reads import OF_EVERY_STAGE, declared, overrides_of
 
     folder, reads = config_dir(), declared()[stage].keys
-    known = sorted([*groups(folder), *inner_groups(folder)])
+    known = sorted(all_groups(folder))
     of_stage = (*reads, *(OF_EVERY_STAGE if stage in (*TRAINING, *STARTING, *RESUMING) else ()))
     read = [group for group in known if group.partition("/")[0] in of_stage]
     lines = [stages()[stage], f"\nusage: nas-llm {stage} [key=value ...] [--cfg job] [-m] [--config-dir DIR]"]
@@ -120,7 +120,8 @@ def _columns(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 def _launched(stage: str, arguments: list[str]) -> int:
     from nas_llm.config_errors import CONFIG_ERRORS, one_line
-    from nas_llm.launch import Interrupted, launch
+    from nas_llm.launch import launch
+    from nas_llm.stage_run import Interrupted
 
     try:
         launch(stage, arguments)

@@ -104,7 +104,7 @@ def refuse_choices(overrides: Iterable[Override], folder: Path) -> None:
     Raises:
         ValueError: the first of them.
     """
-    known = [*groups(folder), *inner_groups(folder)]
+    known = all_groups(folder)
     for override in overrides:
         if not override.key_or_group:
             raise ValueError(f"{override.input_line!r} cannot be read: write key=value")
@@ -143,6 +143,11 @@ def inner_groups(folder: Path) -> list[str]:
     outer = [folder / group for group in groups(folder) if group not in IN_FOLDERS]
     found = (inner for group in outer for inner in group.iterdir() if inner.is_dir())
     return sorted(f"{inner.parent.name}/{inner.name}" for inner in found)
+
+
+def all_groups(folder: Path) -> list[str]:
+    """The configuration groups, and after them those inside a group."""
+    return [*groups(folder), *inner_groups(folder)]
 
 
 def _left_out(given: str) -> str:

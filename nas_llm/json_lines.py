@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nas_llm.run_directory import disk_error
+from nas_llm.atomic_files import disk_error
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

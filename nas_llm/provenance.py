@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nas_llm.run_directory import is_main_process, read_json, write_json
+from nas_llm.atomic_files import read_json, write_json
+from nas_llm.ranks import is_main_process
 
 PROVENANCE_FILE = "provenance.json"
 PACKAGES = (

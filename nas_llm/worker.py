@@ -25,10 +25,11 @@ from omegaconf import OmegaConf
 
 from nas_llm import overrides as text
 from nas_llm.cli import INTERRUPTED, as_overrides, run
+from nas_llm.composition import checked
 from nas_llm.config import config_dir
-from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line
-from nas_llm.launch import CONTINUING, checked
-from nas_llm.run_directory import is_main_process
+from nas_llm.config_errors import CONFIG_ERRORS, all_groups, one_line
+from nas_llm.ranks import is_main_process
+from nas_llm.stage_kinds import CONTINUING
 
 WATCH_S, PATIENCE_S = 0.1, 30.0  # between two looks at a copy; from Ctrl-C until it is killed
 
@@ -54,7 +55,7 @@ def configurations(commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """
     begun: dict[str | None, list[str]] = {}
     found = []
-    known = [*groups(config_dir()), *inner_groups(config_dir())]
+    known = all_groups(config_dir())
     for stage, *words in commands:
         given = text.quoted(as_overrides(stage, words))
         try:

@@ -9,7 +9,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from search_fixtures import Sizes, count
 
-from nas_llm.run_directory import IMPORTANCE_FILE, add_metrics, write_json, write_text
+from nas_llm.atomic_files import write_json, write_text
+from nas_llm.metrics import add_metrics
+from nas_llm.run_directory import IMPORTANCE_FILE
 from nas_llm.search import NSGA2, search_run_directory
 from nas_llm.search_space import SearchSpace
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from nas_llm import cli
+from nas_llm.atomic_files import read_json
 from nas_llm.data.microworld import multiple_choice_sets
 from nas_llm.evaluation.multiple_choice import accuracies
-from nas_llm.run_directory import read_json
 from nas_llm.stages.finished_run import FinishedRun
 
 KEY = "objectives.accuracy"

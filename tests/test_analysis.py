@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from nas_llm import cli
 from nas_llm.analysis.importance import ImportanceAnalysis, Summary, table
 from nas_llm.architecture import Architecture
+from nas_llm.metrics import read_metrics
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import mean_token_loss
-from nas_llm.run_directory import read_metrics
 from nas_llm.search_space import SearchSpace
 
 
@@ -66,7 +66,7 @@ def test_unsorted_losses_are_those_of_the_cut_model(base, rows):  # noqa: F811
     supernet = Supernet(AutoModelForCausalLM.from_pretrained(base / "model"))
     space, rng = SearchSpace.joint(supernet, steps=3), np.random.default_rng(0)
     from nas_llm.data.text import TextData
-    from nas_llm.models.loading import load_tokenizer
+    from nas_llm.models.tokenizer import load_tokenizer
 
     sizes = {"calibration_size": 4, "validation_size": 6, "test_size": 2, "batch_size": 4, "sequence_length": 16}
     data = TextData(load_tokenizer(base / "model"), str(base / "text.jsonl"), cache_dir=str(base / "cache"), **sizes)

@@ -21,7 +21,9 @@ from nas_llm.baselines.sparse import MagnitudeBaseline, SparseGPTBaseline, Wanda
 from nas_llm.baselines.truncation import Truncation
 from nas_llm.baselines.unast_depth import UnastDepth
 from nas_llm.models.elastic import ElasticModule
-from nas_llm.models.loading import from_pretrained, is_stock, save_pretrained
+from nas_llm.models.loading import from_pretrained
+from nas_llm.models.saving import save_pretrained
+from nas_llm.models.stock import is_stock
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import mean_token_loss
 from nas_llm.quantization.gptq import GPTQ

@@ -16,9 +16,9 @@ from nas_llm.benchmarks.sandwich import SandwichBenchmark, medians
 from nas_llm.benchmarks.sparsifying import WAYS
 from nas_llm.benchmarks.sparsity import SparsityBenchmark
 from nas_llm.benchmarks.steps import ARCHITECTURES, llama
+from nas_llm.metrics import read_metrics
 from nas_llm.models.block_walk import projections
 from nas_llm.models.supernet import Supernet
-from nas_llm.run_directory import read_metrics
 
 TINY = SandwichBenchmark(repeats=1, batch_size=1, sequence_length=4, evaluations=2)
 

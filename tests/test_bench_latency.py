@@ -19,12 +19,12 @@ from nas_llm.benchmarks.latency import LatencyBenchmark
 from nas_llm.benchmarks.latency_memory import allocated_mib
 from nas_llm.benchmarks.latency_rows import LatencyRow, Workload
 from nas_llm.benchmarks.latency_subjects import Subject
-from nas_llm.models.loading import save_pretrained
+from nas_llm.metrics import read_metrics
 from nas_llm.models.operator_assembly import assemble
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.timing import Pass, Time, interleaved, tokens_to_time
 from nas_llm.operator_network import Ffn, Identity, Linear, OperatorNetwork
 from nas_llm.operators.latency_measurement import untrained
-from nas_llm.run_directory import read_metrics
 from nas_llm.sparsity.magnitude import Magnitude
 
 CPU = torch.device("cpu")

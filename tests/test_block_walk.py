@@ -61,7 +61,7 @@ def plain_hessians(model: nn.Module, names: list[str]) -> dict[str, torch.Tensor
 def test_statistics_are_those_of_hooks_on_the_whole_changed_network(name):
     supernet = build(name)
     model = copy.deepcopy(supernet.model)  # the oracle, changed by hand
-    layers = supernet._row.layers
+    layers = supernet.layers_path
     for block in walk(supernet, iter(calibration())):
         names = [projection.name for projection in block.projections]
         inside = model.get_submodule(f"{layers}.{block.index}").named_modules()

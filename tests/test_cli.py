@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 
 import nas_llm.stages
 from nas_llm import cli
+from nas_llm.composition import checked
 from nas_llm.config import config_dir
 from nas_llm.config_errors import groups, options
-from nas_llm.launch import checked
+from nas_llm.ranks import CHILD_ARGUMENTS
 from nas_llm.run_directory import locked
 from nas_llm.stage_reads import overrides_of
 
@@ -483,7 +484,7 @@ def test_the_command_to_go_on_is_one_that_the_stage_takes(nas: Nas, capsys: pyte
 
 def test_other_ranks_run_what_the_main_one_runs(rehearsed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv(cli.CHILD_ARGUMENTS, json.dumps(["train", "seed=8", "run_dir=of-rank-0"]))
+    monkeypatch.setenv(CHILD_ARGUMENTS, json.dumps(["train", "seed=8", "run_dir=of-rank-0"]))
     monkeypatch.setattr(sys, "argv", ["nas-llm", "train", "-m", "seed=8,9"])
     Path("of-rank-0").mkdir()
     with pytest.raises(SystemExit) as done:

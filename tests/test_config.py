@@ -11,12 +11,12 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from nas_llm import overrides as text
+from nas_llm.composition import checked
 from nas_llm.config import RUNTIME, build, check, checkpoint_path, config_dir, locate
 from nas_llm.config_errors import CONFIG_ERRORS, groups, inner_groups, one_line, options
 from nas_llm.config_types import describe, fits
 from nas_llm.data.module import SPLITS
-from nas_llm.launch import checked
-from nas_llm.models.loading import load_tokenizer
+from nas_llm.models.tokenizer import load_tokenizer
 
 OPTIONS = [(group, option) for group in groups(config_dir()) for option in options(config_dir(), group)]
 PARTNERS = {  # what an option cannot do without

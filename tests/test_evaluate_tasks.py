@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 import nas_llm
 from nas_llm import cli
+from nas_llm.atomic_files import read_json
 from nas_llm.evaluation.harness import Harness
-from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.operator_network import Identity, Linear, OperatorNetwork
 from nas_llm.quantization.rtn import RoundToNearest
-from nas_llm.run_directory import read_json
 from nas_llm.sparsity.magnitude import Magnitude
 from nas_llm.stages.finished_run import FinishedRun
 

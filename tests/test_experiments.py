@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nas_llm.launch import checked
+from nas_llm.composition import checked
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SWEEPS = sorted(EXPERIMENTS.glob("*/sweep.yaml"))

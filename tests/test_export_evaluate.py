@@ -17,7 +17,7 @@ from test_train_stage import arguments, base, finished  # noqa: F401  (fixtures)
 
 import nas_llm
 from nas_llm import cli
-from nas_llm.run_directory import read_json
+from nas_llm.atomic_files import read_json
 from nas_llm.search import Archive
 from nas_llm.stages.finished_run import FinishedRun
 

@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.models.loading import from_pretrained, is_stock, save_pretrained
+from nas_llm.models.loading import from_pretrained
 from nas_llm.models.order import axis_shapes
+from nas_llm.models.saving import save_pretrained
+from nas_llm.models.stock import is_stock
 from nas_llm.models.supernet import Supernet
 from nas_llm.search_space import SearchSpace
 
@@ -302,7 +304,7 @@ def test_sorted_order_says_where_every_unit_came_from():
         scores = {key: torch.rand(shape, generator=generator) for key, shape in axis_shapes(supernet.largest()).items()}
         supernet.sort(scores)
     attention, before = supernet.model.model.layers[1].self_attn, original.model.model.layers[1].self_attn
-    units, hidden = supernet._order.units, supernet._order.units["hidden"]
+    units, hidden = supernet.order.units, supernet.order.units["hidden"]
     groups, heads = units["layers.1.kv_groups"], units["layers.1.heads_per_group"]
     old = before.q_proj.weight.view(3, 2, 8, 48)
     expected = torch.stack([old[group][heads[place]] for place, group in enumerate(groups)])[..., hidden]
@@ -569,7 +571,7 @@ def test_copies_and_pickles_are_super_networks_of_their_own(name, copied):
     other = copied(supernet)
     with supernet.activate(architecture) as model:
         active = logits_of(model, batch())
-        assert other.model.config.to_dict() == other._whole_config.to_dict()  # not activated with it
+        assert other.model.config.to_dict() == other._parts.config.to_dict()  # not activated with it
     with other.activate(architecture) as model:
         assert torch.equal(logits_of(model, batch()), active)
     assert other.num_parameters(architecture) == supernet.num_parameters(architecture)

@@ -10,7 +10,7 @@ import pytest
 from test_train_stage import base  # noqa: F401  (a fixture)
 
 from nas_llm import cli
-from nas_llm.run_directory import read_json
+from nas_llm.atomic_files import read_json
 from nas_llm.search import Archive
 
 GROUP = "objectives.generated_accuracy"

@@ -11,7 +11,7 @@ import nas_llm
 
 PACKAGE = Path(nas_llm.__file__).parent
 VALUES = {"architecture", "search_space", "parameter_bins", "operator_network"}
-FILES = {"run_directory", "provenance", "json_lines"}
+FILES = {"atomic_files", "ranks", "run_directory", "metrics", "run_fingerprints", "provenance", "json_lines"}
 MIDDLE = {
     "importance",
     "peft",
@@ -27,11 +27,17 @@ ALLOWED: dict[str, set[str]] = {
     "architecture": set(),
     "operator_network": {"architecture"},
     "axis_choices": {"architecture"},
-    "search_space": {"architecture", "axis_choices"},
+    "encoding": {"architecture", "axis_choices"},
+    "whole_layers": {"architecture", "axis_choices"},
+    "search_space": {"architecture", "axis_choices", "encoding", "whole_layers"},
     "parameter_bins": {"architecture", "search_space"},
-    "run_directory": set(),
-    "provenance": {"run_directory"},
-    "json_lines": {"run_directory"},
+    "atomic_files": set(),
+    "ranks": set(),
+    "run_directory": {"atomic_files", "ranks"},
+    "metrics": {"atomic_files", "run_directory"},
+    "run_fingerprints": {"atomic_files", "ranks", "run_directory"},
+    "provenance": {"atomic_files", "ranks"},
+    "json_lines": {"atomic_files"},
     "schedules": set(),
     "config_types": set(),
     "config_errors": set(),
@@ -65,8 +71,20 @@ ALLOWED["benchmarks"] |= {"lightning", "distillation", "samplers", "search", "ob
 ALLOWED["benchmarks"] |= {"sparsity", "quantization", "peft", "operators"}
 ALLOWED["reproduction"] = FILES | {"reporting", "config_types", "config_errors"}
 ALLOWED["stages"] = ALLOWED["lightning"] | {"lightning", "schedules", "analysis", "config_errors", "reproduction"}
-ALLOWED["launch"] = FILES | {"stages", "stage_reads", "config", "config_effects", "config_errors"}
-ALLOWED["launch"] |= {"overrides", "reporting"}
+ALLOWED["stage_kinds"] = set()
+ALLOWED["composition"] = {
+    "ranks",
+    "run_directory",
+    "stage_kinds",
+    "stage_reads",
+    "config",
+    "config_effects",
+    "config_errors",
+}
+ALLOWED["composition"] |= {"overrides", "reporting"}
+ALLOWED["sweep_jobs"] = {"composition", "run_directory", "stage_kinds", "config", "config_errors", "overrides"}
+ALLOWED["stage_run"] = FILES | {"composition", "stages", "stage_kinds", "stage_reads", "config_errors", "overrides"}
+ALLOWED["launch"] = ALLOWED["sweep_jobs"] | ALLOWED["stage_run"] | {"sweep_jobs", "stage_run"}
 ALLOWED["cli"] = ALLOWED["launch"] | {"launch"}
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["worker"] = ALLOWED["cli"] | {"cli"}

@@ -15,7 +15,7 @@ from torch import nn
 
 import nas_llm
 from nas_llm.lightning.preparation import sparsify
-from nas_llm.models.loading import save_pretrained
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.peft.adapters import ACCIDENTAL, factors, lora_layers, strip
 from nas_llm.peft.files import AdapterFile, read_adapter

@@ -10,9 +10,9 @@ import torch
 from search_fixtures import Sizes
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from nas_llm.composition import checked
 from nas_llm.config import build, config_dir
 from nas_llm.config_errors import options
-from nas_llm.launch import checked
 from nas_llm.models.supernet import Supernet
 from nas_llm.search_space import SearchSpace
 

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from test_families import FAMILIES, assert_close, batch, build, logits_of
 
 from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.models.loading import from_pretrained, save_pretrained
+from nas_llm.models.loading import from_pretrained
 from nas_llm.models.operator_assembly import assemble, swapped
 from nas_llm.models.operator_modules import build_sublayer
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import (
     SUBLAYERS,

@@ -14,8 +14,8 @@ from test_families import FAMILIES, assert_close, batch, build, logits_of
 from test_operator_assembly import assembled, random_networks
 
 from nas_llm.models.block_walk import projections
-from nas_llm.models.loading import save_pretrained
 from nas_llm.models.quantized_linear import quantized_modules
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Ffn, Heads, Identity, Linear, OperatorNetwork
 from nas_llm.quantization.gptq import GPTQ

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from nas_llm.architecture import Architecture
-from nas_llm.models.loading import save_pretrained
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.supernet import Supernet
 
 BATCH, LENGTH = 2, 10

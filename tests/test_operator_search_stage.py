@@ -14,6 +14,7 @@ import torch
 from test_distill_stage import TINY
 
 from nas_llm import cli
+from nas_llm.atomic_files import read_json, write_json
 from nas_llm.models.loading import from_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Identity, Linear, OperatorNetwork
@@ -21,7 +22,6 @@ from nas_llm.operators.library import Library
 from nas_llm.operators.programme import Solution
 from nas_llm.operators.selection import Ranked
 from nas_llm.reporting.operator_files import NetworkRow, read_networks
-from nas_llm.run_directory import read_json, write_json
 from nas_llm.stages import operator_latencies
 from nas_llm.stages.operator_results import Found, record_of
 from nas_llm.stages.operator_training import keys_of

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nas_llm import cli
-from nas_llm.models.loading import from_pretrained, save_pretrained
+from nas_llm.atomic_files import read_json, write_text
+from nas_llm.models.loading import from_pretrained
 from nas_llm.models.operator_assembly import assemble
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Ffn, Heads, Identity, Linear, OperatorNetwork, Sparse
-from nas_llm.run_directory import read_json, write_text
 
 TEXT = "The red fox ran to the old mill. It was cold and the river was wide. A bear sat near the door and slept. "
 NETWORK = OperatorNetwork.of(

@@ -6,11 +6,11 @@ import pytest
 import torch
 from training_fixtures import tiny_supernet, train_loader
 
+from nas_llm.atomic_files import write_json
 from nas_llm.importance.magnitude import Magnitude
 from nas_llm.importance.scores import write_scores
 from nas_llm.lightning.preparation import prepared_again, quantize, sort_by_importance, sparsify
 from nas_llm.quantization.rtn import RoundToNearest
-from nas_llm.run_directory import write_json
 from nas_llm.sparsity.wanda import Wanda
 
 SCORED = {"hidden": (32,), "layers": (3,)} | {

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 
 import nas_llm
 from nas_llm import cli
+from nas_llm.atomic_files import read_json
 from nas_llm.config import config_dir
 from nas_llm.config_errors import options
+from nas_llm.metrics import read_metrics
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
-from nas_llm.run_directory import read_json, read_metrics
 from nas_llm.sparsity.counting import has_pattern, zeros_of_model
 
 SETTINGS: dict[str, list[str]] = {  # what an option needs on so small a network

@@ -11,8 +11,8 @@ from test_lora import LORA, with_random_ranks
 from test_merging import make_sparse
 
 import nas_llm
-from nas_llm.models.loading import save_pretrained
 from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
+from nas_llm.models.saving import save_pretrained
 from nas_llm.peft.adapters import lora_layers
 from nas_llm.peft.merging import merge, mergeable
 from nas_llm.peft.qa_sparse_lora import QaSparseLora, QaSparseLoraLinear

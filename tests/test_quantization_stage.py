@@ -12,12 +12,12 @@ from test_families import batch, build, logits_of
 from test_train_stage import arguments, base  # noqa: F401  (base: a fixture)
 
 from nas_llm import cli
+from nas_llm.atomic_files import read_json
 from nas_llm.lightning.preparation import quantize
 from nas_llm.models.loading import from_pretrained
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.quantization.gptq import GPTQ
 from nas_llm.quantization.rtn import RoundToNearest
-from nas_llm.run_directory import read_json
 
 SETTINGS = ("quantization.group_size=16", "search_space=depth_only", "trainer.max_steps=0", "scheduler=none")
 

@@ -18,9 +18,11 @@ from torch import nn
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.lightning.output import output_layer
 from nas_llm.models.fingerprint import fingerprint
-from nas_llm.models.loading import from_pretrained, is_stock, save_pretrained
+from nas_llm.models.loading import from_pretrained
 from nas_llm.models.magnitude import Magnitude
 from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
+from nas_llm.models.saving import save_pretrained
+from nas_llm.models.stock import is_stock
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.rtn import RoundToNearest, rounded
 from nas_llm.search_space import SearchSpace

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nas_llm import cli
-from nas_llm.launch import checked
+from nas_llm.composition import checked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

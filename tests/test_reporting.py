@@ -17,13 +17,14 @@ from reporting_fixtures import FULL, UNITS, make_run
 from search_fixtures import joint_space
 
 from nas_llm.architecture import Architecture, LayerChoice
+from nas_llm.atomic_files import write_json, write_text
+from nas_llm.metrics import add_metrics, read_metrics
 from nas_llm.reporting import charts, front_table, numbers, write_model_card, write_report
 from nas_llm.reporting.front_plot import staircase
 from nas_llm.reporting.recipe import recipe
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.svg import Scale
 from nas_llm.reporting.tables import shape_of
-from nas_llm.run_directory import add_metrics, read_metrics, write_json, write_text
 from nas_llm.search import RandomSearch, search_run_directory
 from nas_llm.search_space import SearchSpace
 

@@ -18,16 +18,17 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.stats import rankdata
 
+from nas_llm.atomic_files import write_json
 from nas_llm.cli import INTERRUPTED, as_overrides
 from nas_llm.config import build, config_dir
 from nas_llm.config_errors import options
+from nas_llm.metrics import add_metrics
 from nas_llm.reproduction.estimate import needs_of
 from nas_llm.reproduction.filling import planned, slug
 from nas_llm.reproduction.published import DAMAGED, published_dir, read_published
 from nas_llm.reproduction.records import at, matching, reduced
 from nas_llm.reproduction.spec import SCALES, Quotient, Reproduction
 from nas_llm.reproduction.worker_process import worker
-from nas_llm.run_directory import add_metrics, write_json
 from nas_llm.stages.reproduce import chosen_rows, refuse_unpublished, reproduced
 from nas_llm.worker import _run, configurations
 

@@ -4,7 +4,7 @@ import pytest
 from search_fixtures import DIRECTIONS, Sizes, joint_space, measure
 
 from nas_llm.architecture import Architecture
-from nas_llm.run_directory import read_metrics
+from nas_llm.metrics import read_metrics
 from nas_llm.search import NSGA2, REFERENCE, TRUNCATION, Archive, first_layers, pareto_front, search_run_directory
 from nas_llm.search_space import SearchSpace
 

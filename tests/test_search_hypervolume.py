@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from search_fixtures import DIRECTIONS, Sizes, count, joint_space, measure
 
-from nas_llm.run_directory import read_metrics
+from nas_llm.metrics import read_metrics
 from nas_llm.search import (
     NSGA2,
     REFERENCE,

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nas_llm import cli
+from nas_llm.atomic_files import read_json, write_json, write_text
+from nas_llm.composition import checked
 from nas_llm.config import config_dir
 from nas_llm.config_errors import options
-from nas_llm.launch import checked
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Loss
-from nas_llm.run_directory import read_json, write_json, write_text
 from nas_llm.search import TRUNCATION, Archive
 from nas_llm.search_space import SearchSpace
 

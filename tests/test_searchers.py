@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from search_fixtures import DIRECTIONS, Sizes, count, joint_space, measure
 
+from nas_llm.composition import checked
 from nas_llm.config import build, config_dir
 from nas_llm.config_errors import options
-from nas_llm.launch import checked
 from nas_llm.search import (
     NSGA2,
     Archive,

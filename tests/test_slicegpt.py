@@ -17,18 +17,19 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nas_llm import cli
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import read_json, write_text
 from nas_llm.baselines import Pruned
 from nas_llm.baselines.slicegpt import Axes, SliceGPT
 from nas_llm.models.block_walk import walk
 from nas_llm.models.decilm import decilm_of
 from nas_llm.models.input_statistics import Hessian, SecondMoment
-from nas_llm.models.loading import from_pretrained, save_pretrained
+from nas_llm.models.loading import from_pretrained
 from nas_llm.models.operator_assembly import assemble
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Identity, OperatorNetwork
 from nas_llm.operators.pool import Pool
 from nas_llm.quantization.rtn import RoundToNearest
-from nas_llm.run_directory import read_json, write_text
 from nas_llm.search_space import SearchSpace
 from nas_llm.sparsity.wanda import Wanda
 

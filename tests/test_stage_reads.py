@@ -14,12 +14,13 @@ import test_distill_stage
 from omegaconf import DictConfig, OmegaConf
 from test_train_stage import arguments, base  # noqa: F401  # a fixture
 
+from nas_llm.atomic_files import write_text
 from nas_llm.benchmarks.figures import Figure
 from nas_llm.benchmarks.sandwich import SandwichBenchmark
+from nas_llm.composition import checked
 from nas_llm.config import config_dir
-from nas_llm.launch import checked, launch
+from nas_llm.launch import launch
 from nas_llm.overrides import RECORD
-from nas_llm.run_directory import write_text
 from nas_llm.stage_reads import OF_EVERY_STAGE, Reads, declared, refuse_unread, unread
 
 STAGES = declared()

@@ -11,12 +11,12 @@ import reporting_fixtures
 from reporting_fixtures import FULL, make_run
 
 from nas_llm import cli
+from nas_llm.atomic_files import read_json, write_text
 from nas_llm.reporting import arm_look
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.sweep import Sweep, is_run, runs_below
 from nas_llm.reporting.sweep_progress import hypervolumes
 from nas_llm.reporting.sweep_report import write_sweep_report
-from nas_llm.run_directory import read_json, write_text
 from nas_llm.search.archive import TRUNCATION, read_archive
 
 ARMS = {"random": 0.1, "sandwich": 0.0}  # name -> what is added to every loss

@@ -9,8 +9,8 @@ from harness_fixtures import documents, tiny_llama, tiny_tasks  # noqa: F401  (f
 
 import nas_llm
 from nas_llm.evaluation.harness import Harness
-from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.objectives import TaskAccuracy
 from nas_llm.search_space import SearchSpace
 

@@ -16,8 +16,9 @@ from nas_llm.config import build as built
 from nas_llm.config import config_dir
 from nas_llm.evaluation.long_text import LongText
 from nas_llm.evaluation.text_perplexity import TextPerplexity, TextScore, exponential
-from nas_llm.models.loading import from_pretrained, load_tokenizer
+from nas_llm.models.loading import from_pretrained
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

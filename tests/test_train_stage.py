@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nas_llm import cli
-from nas_llm.launch import checked
-from nas_llm.run_directory import read_json, write_text
+from nas_llm.atomic_files import read_json, write_text
+from nas_llm.composition import checked
 from nas_llm.search import TRUNCATION, Archive
 from nas_llm.stages.train import validation_interval
 

@@ -18,12 +18,12 @@ import numpy as np
 from torch import Tensor
 
 from nas_llm.analysis.subject import Findings, Subject
+from nas_llm.atomic_files import write_text
 from nas_llm.importance.scores import refuse_not_finite
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives.loss import Loss
 from nas_llm.objectives.protocol import Batch
 from nas_llm.reporting.sorting_plot import COLUMNS, CSV_FILE, plot_sorting
-from nas_llm.run_directory import write_text
 
 Importance = Callable[[Supernet, Any], dict[str, Tensor]]
 SPLIT = "validation"

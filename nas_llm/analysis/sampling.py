@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nas_llm.analysis.subject import Findings, Subject
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import write_text
 from nas_llm.lightning.preparation import Importance, scores_to_sort_by
 from nas_llm.lightning.sampling import scoring_of, unprepared, unsorted
 from nas_llm.models.supernet import Supernet
@@ -27,7 +28,6 @@ from nas_llm.objectives.protocol import Batch
 from nas_llm.reporting.numbers import count
 from nas_llm.reporting.sampling_plot import COLUMNS, CSV_FILE, LARGEST, SAMPLED, SMALLEST, plot_sampling
 from nas_llm.reporting.tables import aligned
-from nas_llm.run_directory import write_text
 from nas_llm.samplers import Sampler, SandwichSampler, Scoring
 
 

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from nas_llm.architecture import Architecture, LayerChoice
 from nas_llm.baselines import Batches, Pruned
 from nas_llm.baselines.budget import THREE_QUARTERS, limit_of, refuse_max_params
-from nas_llm.models.loading import shape_of
+from nas_llm.models.model_directory import shape_of
 from nas_llm.models.supernet import Supernet
 
 Axis = Literal["hidden", "kv_groups", "ffn", "layers"]

@@ -17,7 +17,8 @@ from nas_llm.baselines import Batches, Pruned
 from nas_llm.baselines.budget import Budget
 from nas_llm.models.operator_assembly import assemble
 from nas_llm.models.operator_modules import build_sublayer, refuse_operator, sublayer_of
-from nas_llm.models.supernet import Supernet, largest_of
+from nas_llm.models.origin import largest_of
+from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import SUBLAYERS, Identity, OperatorNetwork
 from nas_llm.operators import Place
 from nas_llm.operators.scores import swap_scores

@@ -34,7 +34,8 @@ from nas_llm.benchmarks.latency_rows import LatencyRow, Measure, Workload
 from nas_llm.benchmarks.latency_subjects import Subject, load, on_device, shown_names
 from nas_llm.benchmarks.processes import printed_by
 from nas_llm.benchmarks.settings import refuse_below_one
-from nas_llm.models.loading import resolve, save_pretrained
+from nas_llm.models.model_directory import resolve
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.timing import interleaved, refuse_absent, threads
 from nas_llm.sparsity.semi_structured import refuse_without_kernels, semi_structured, two_four_modules
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from nas_llm.models.loading import ADAPTER, from_pretrained, resolve
+from nas_llm.models.loading import from_pretrained
+from nas_llm.models.model_directory import ADAPTER, resolve
 
 MEBI = 2**20
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.models.fingerprint import fingerprint
 from nas_llm.models.supernet import Supernet
-from nas_llm.run_directory import IMPORTANCE_FILE, atomic_path
+from nas_llm.run_directory import IMPORTANCE_FILE
 
 _MEND = f"name a run's {IMPORTANCE_FILE}, or score this network anew, as with importance=activation"
 

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from nas_llm.run_directory import atomic_path
+from nas_llm.atomic_files import atomic_path
 
 LAST = "last.ckpt"
 KEYS = {"pytorch-lightning_version", "state_dict", "global_step"}  # which every checkpoint of Lightning's has

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from nas_llm.models.loading import load_tokenizer, resolve
+from nas_llm.models.model_directory import resolve
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 
 SETTING = "training.teacher_path"
 

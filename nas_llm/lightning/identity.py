@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_llm.models.fingerprint import fingerprint
-from nas_llm.run_directory import recorded_fingerprints
+from nas_llm.run_fingerprints import recorded_fingerprints
 
 if TYPE_CHECKING:
     from nas_llm.models.supernet import Supernet

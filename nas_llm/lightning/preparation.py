@@ -15,13 +15,9 @@ from nas_llm.models.supernet import Supernet
 from nas_llm.quantization import Quantization
 from nas_llm.quantization.recorded import read_quantized_layers, write_quantized_layers
 from nas_llm.quantization.recorded import summary as quantization_summary
-from nas_llm.run_directory import (
-    IMPORTANCE_FILE,
-    QUANTIZED_WEIGHTS_FILE,
-    SPARSE_WEIGHTS_FILE,
-    is_main_process,
-    recorded_fingerprints,
-)
+from nas_llm.ranks import is_main_process
+from nas_llm.run_directory import IMPORTANCE_FILE, QUANTIZED_WEIGHTS_FILE, SPARSE_WEIGHTS_FILE
+from nas_llm.run_fingerprints import recorded_fingerprints
 from nas_llm.sparsity import Sparsity
 from nas_llm.sparsity.recorded import read_sparse_weights, summary, write_sparse_weights
 

@@ -9,13 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import read_json, write_json
 from nas_llm.importance.retained import Retained
 from nas_llm.importance.scores import read_scores
 from nas_llm.models.magnitude import Magnitude
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Loss
 from nas_llm.objectives.protocol import Batch
-from nas_llm.run_directory import IMPORTANCE_FILE, is_main_process, read_json, write_json
+from nas_llm.ranks import is_main_process
+from nas_llm.run_directory import IMPORTANCE_FILE
 from nas_llm.samplers import DrawsCandidates, Grid, Sampler, Scoring
 from nas_llm.samplers.candidates import Score, Unprepared
 from nas_llm.search_space import SearchSpace

@@ -16,7 +16,7 @@ import torch
 
 from nas_llm.models.supernet import Supernet
 from nas_llm.objectives import Objective, Sampled, measure
-from nas_llm.run_directory import refuse_mismatch
+from nas_llm.run_fingerprints import refuse_mismatch
 from nas_llm.search import Search, SearchOutcome, search_run_directory
 from nas_llm.search.directory import Log
 from nas_llm.search.pareto import COSTS

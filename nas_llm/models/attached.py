@@ -12,7 +12,7 @@ from torch import nn
 
 from nas_llm.architecture import Architecture, Ranks
 from nas_llm.models.axes import Sizes, rank_sizes, sizes_of
-from nas_llm.models.elastic import Layouts
+from nas_llm.models.elastic import ElasticModule, Layouts
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ def with_ranks(network: Architecture, modules: Sequence[Attached]) -> Architectu
     """The largest network, with the whole rank of every group."""
     layers = tuple(replace(layer, ranks=_ranks(modules, layer.index)) for layer in network.layers)
     return replace(network, layers=layers, ranks=_ranks(modules, None))
+
+
+def attached_to(layer: int | None, modules: Sequence[Attached]) -> list[ElasticModule]:
+    """Those in one block, or outside of all, once they are elastic."""
+    return [attached.module for attached in modules if attached.layer == layer]  # type: ignore[misc]
 
 
 def _ranks(modules: Sequence[Attached], layer: int | None) -> Ranks:

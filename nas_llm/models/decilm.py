@@ -31,11 +31,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from nas_llm.architecture import LayerChoice
 from nas_llm.models.decilm_layout import FAMILIES, attends, block_obstacles, network_obstacles
 from nas_llm.models.families import family_of
-from nas_llm.models.loading import WEIGHTS, weights_once, write_directory
+from nas_llm.models.model_directory import WEIGHTS
 from nas_llm.models.operator_modules import NarrowAttention
+from nas_llm.models.origin import largest_of, operators_of
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.rotated_stream import is_rotated
-from nas_llm.models.supernet import largest_of, operators_of
+from nas_llm.models.saving import weights_once, write_directory
 from nas_llm.operator_network import BlockOperators
 
 MODEL_TYPE, ARCHITECTURE = "nemotron-nas", "DeciLMForCausalLM"

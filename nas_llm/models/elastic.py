@@ -8,10 +8,13 @@ outside of it. A quantised layer's weight is never cut: ``Supernet`` refuses arc
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from nas_llm.models.axes import Layout, Sizes, take
@@ -60,6 +63,24 @@ def make_plain(module: nn.Module) -> None:
 def active_parameters(module: ElasticModule) -> dict[str, Tensor]:
     """The active slice of every parameter by name."""
     return {name: getattr(module, name) for name, value in module._parameters.items() if value is not None}
+
+
+def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The active network as a plain model that shares nothing with this one; tied weights stay tied."""
+    replaced: dict[int, Any] = {}
+    for module in model.modules():
+        if not isinstance(module, ElasticModule):
+            continue
+        for name, active in active_parameters(module).items():
+            full = module._parameters[name]
+            assert full is not None
+            if id(full) not in replaced:
+                small_weight = active.detach().clone(memory_format=torch.contiguous_format)
+                replaced[id(full)] = nn.Parameter(small_weight, requires_grad=full.requires_grad)
+    small = copy.deepcopy(model, replaced)
+    for module in small.modules():
+        make_plain(module)
+    return small
 
 
 def whole_weights(module: ElasticModule) -> dict[str, tuple[int, Tensor]]:

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from nas_llm.models.elastic import ElasticModule, make_plain
 from nas_llm.models.families import family_of
 from nas_llm.models.operator_modules import build_sublayer, refuse_operator, sublayer_of, sublayer_path
-from nas_llm.models.supernet import Supernet, operators_of
+from nas_llm.models.origin import operators_of
+from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Identity, Operator, OperatorNetwork, Sparse, Sublayer, Teacher
 
 Make = Callable[[int, Sublayer, Operator], nn.Module]

@@ -8,9 +8,8 @@ kept blocks with contiguous cache indices, and the configuration of the small mo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import Architecture, LayerChoice
-from nas_llm.models.attached import Attached, with_ranks
-from nas_llm.models.axes import Fixed, Orders, Sizes, count, rank_sizes, reorder, sizes_of
+from nas_llm.models.activation import activated
+from nas_llm.models.attached import Attached, attached_to, with_ranks
+from nas_llm.models.axes import count
 from nas_llm.models.counting import Costs
-from nas_llm.models.elastic import ElasticModule, Layouts, active_parameters, make_elastic, make_plain
-from nas_llm.models.families import HIDDEN, Row, family_of
+from nas_llm.models.elastic import ElasticModule, make_elastic, make_plain, plain_copy
+from nas_llm.models.families import family_of
+from nas_llm.models.fitting import refuse_cut_operators, refuse_cut_weights, refuse_head_dims, refuse_rotated
+from nas_llm.models.network_parts import NetworkParts
 from nas_llm.models.order import Order, read_order, write_order
+from nas_llm.models.origin import largest_of, operators_of, origin_of
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.rotated_stream import is_rotated
+from nas_llm.models.saving import save_pretrained
+from nas_llm.models.sorting import attached_with_orders, permute, refuse_permuted, with_orders
 from nas_llm.operator_network import OperatorNetwork, Sublayer
-
-_ABSENT = object()
-Undo = list[Callable[[], None]]
 
 
 class Supernet(nn.Module):
@@ -47,27 +49,22 @@ class Supernet(nn.Module):
         self.model = model
         self.config = model.config
         self.family = model.config.model_type
-        self._row = family_of(model.config)
+        row = family_of(model.config)
         _refuse_headless(model)
         self._full = largest_of(model)
-        self._whole_config = copy.copy(model.config)  # activation changes the one that the modules share
         self._operators = operators_of(model)
-        own = self._row.elastic_axes(model.config)
         self._rotated = is_rotated(model)
-        self.elastic_axes = own if self._operators is None else frozenset({"layers"})  # operators are whole
+        self.elastic_axes = row.elastic_axes(model.config)
+        if self._operators is not None:  # operators are whole
+            self.elastic_axes = frozenset({"layers"})
         if self._rotated:  # every block reads the basis that the one before it writes
             self.elastic_axes = frozenset()
-        self._blocks: list[nn.Module] = list(model.get_submodule(self._row.layers).children())
-        self._attention = [block.get_submodule(self._row.attention) for block in self._blocks]
-        self._shared: list[ElasticModule] = []
-        self._in_layer: list[list[ElasticModule]] = []
-        self._indexed = [[m for m in block.modules() if "layer_idx" in vars(m)] for block in self._blocks]
-        self._make_elastic()
+        self._parts = NetworkParts.of(model, self._full, has_operators=self._operators is not None)
         embedding = model.get_input_embeddings()
         assert isinstance(embedding, ElasticModule)
         self._embedding = embedding.elastic_layouts["weight"]
         self._order = Order({})
-        self._costs = Costs.of(self._shared, self._in_layer, self._full)
+        self._costs = Costs.of(self._parts.shared, self._parts.in_layer, self._full)
         self._attached: tuple[Attached, ...] = ()
         self._base_costs = self._costs
         self.made_sparse: frozenset[str] = frozenset()  # names of modules, whose zeros are to stay
@@ -137,15 +134,15 @@ class Supernet(nn.Module):
         with self._activated(Architecture(self._full.hidden, (self._full.layers[index],))) as model:
             yield model
 
-    @contextmanager
-    def _activated(self, architecture: Architecture) -> Iterator[PreTrainedModel]:
-        undo: Undo = []
-        try:
-            self._apply_architecture(architecture, undo)
-            yield self.model
-        finally:
-            for restore in reversed(undo):
-                restore()
+    def _activated(self, architecture: Architecture) -> AbstractContextManager[PreTrainedModel]:
+        return activated(
+            self.model,
+            self._parts,
+            architecture,
+            self._full,
+            attached=self._attached,
+            has_operators=self._operators is not None,
+        )
 
     def extract(self, architecture: Architecture) -> PreTrainedModel:
         """The sub-network as a plain model that shares nothing with the super-network.
@@ -154,21 +151,14 @@ class Supernet(nn.Module):
         class can load it.
         """
         with self.activate(architecture) as model:
-            replaced: dict[int, Any] = {}
-            for module in model.modules():
-                if not isinstance(module, ElasticModule):
-                    continue
-                for name, active in active_parameters(module).items():
-                    full = module._parameters[name]
-                    assert full is not None
-                    if id(full) not in replaced:  # tied weights stay tied
-                        small_weight = active.detach().clone(memory_format=torch.contiguous_format)
-                        replaced[id(full)] = nn.Parameter(small_weight, requires_grad=full.requires_grad)
-            small = copy.deepcopy(model, replaced)
-        for module in small.modules():
-            make_plain(module)
+            small = plain_copy(model)
         small.config.nas_llm = self.origin(architecture)
         return small
+
+    def origin(self, architecture: Architecture) -> dict[str, Any]:
+        """The stock configuration that the weights first came from, and the sub-network as a choice of its units; of a
+        network of operators that choice before they took their places, and the operators."""
+        return origin_of(self.config, architecture, self._operators, is_rotated=self._rotated)
 
     def release(self) -> PreTrainedModel:
         """The whole network as a plain model, without a copy: that which this super-network was put around, and which
@@ -186,17 +176,17 @@ class Supernet(nn.Module):
     @property
     def shared_modules(self) -> tuple[ElasticModule, ...]:
         """Modules with weights outside of the blocks: embeddings, the last norm, the output head."""
-        return tuple(self._shared)
+        return tuple(self._parts.shared)
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
         """The transformer blocks of the whole network, by their index; which of them run is ``activate``'s matter."""
-        return tuple(self._blocks)
+        return self._parts.blocks
 
     @property
     def layer_modules(self) -> tuple[tuple[ElasticModule, ...], ...]:
         """Modules with weights of every block of the whole network."""
-        return tuple(tuple(layer) for layer in self._in_layer)
+        return tuple(tuple(layer) for layer in self._parts.in_layer)
 
     # ---------------------------------------------------------------- sublayers, where operators stand
 
@@ -208,31 +198,30 @@ class Supernet(nn.Module):
     @property
     def sublayers(self) -> Mapping[Sublayer, str | None]:
         """Names inside a block of the attention and the feed-forward module; None: the family has no such module."""
-        return {"attention": self._row.attention, "mlp": self._row.mlp}
+        return {"attention": self._parts.row.attention, "mlp": self._parts.row.mlp}
 
     @property
     def sublayer_norms(self) -> Mapping[Sublayer, tuple[str, ...]]:
         """Names inside a block of the norms that serve that sublayer alone."""
-        return {"attention": self._row.attention_norms, "mlp": self._row.mlp_norms}
+        return {"attention": self._parts.row.attention_norms, "mlp": self._parts.row.mlp_norms}
 
     @property
     def layers_path(self) -> str:
         """Name of the list of blocks in the model."""
-        return self._row.layers
+        return self._parts.row.layers
 
     @property
     def is_rotary(self) -> bool:
-        return self._row.rotary is not None
+        return self._parts.row.rotary is not None
 
     @property
     def mixes_attention(self) -> bool:
         """Whether layers differ in their kind of attention (sliding, full)."""
-        return len(set(getattr(self._whole_config, "layer_types", None) or ())) > 1
+        return len(set(getattr(self._parts.config, "layer_types", None) or ())) > 1
 
     def attention_constants(self, choice: LayerChoice, config: PreTrainedConfig | None = None) -> dict[str, Any]:
         """Attributes that the attention module of a block of this shape reads beside its weights."""
-        read = self._whole_config if config is None else config
-        return {name: constant(choice, read) for name, constant in self._row.constants.items()}
+        return self._parts.attention_constants(choice, self._parts.config if config is None else config)
 
     @property
     def is_rotated(self) -> bool:
@@ -262,9 +251,9 @@ class Supernet(nn.Module):
         for attached in modules:
             make_elastic(attached.module, attached.layouts, attached.full(full))
         self._attached = tuple(modules)
-        in_layer = [[*layer, *self._attached_to(index)] for index, layer in enumerate(self._in_layer)]
+        in_layer = [[*layer, *attached_to(index, modules)] for index, layer in enumerate(self._parts.in_layer)]
         self._full = full
-        self._costs = Costs.of([*self._shared, *self._attached_to(None)], in_layer, full)
+        self._costs = Costs.of([*self._parts.shared, *attached_to(None, modules)], in_layer, full)
 
     def detach(self) -> None:
         """Inverse of :meth:`attach`: the modules are plain again, and whole."""
@@ -280,9 +269,6 @@ class Supernet(nn.Module):
         vocabulary = self._embedding[0]
         adapted = any(vocabulary in layout for a in self._attached for layout in a.layouts.values())
         return count(self._embedding, {"hidden": architecture.hidden}) if adapted else 0
-
-    def _attached_to(self, layer: int | None) -> list[ElasticModule]:
-        return [attached.module for attached in self._attached if attached.layer == layer]  # type: ignore[misc]
 
     # ---------------------------------------------------------------- counting (shapes alone)
 
@@ -319,7 +305,7 @@ class Supernet(nn.Module):
         """Bytes of the extracted model's weights in the precision they have now, packed where they are quantised;
         without ``adapters`` those of the model into which they are merged."""
         itemsize, kept = self.model.dtype.itemsize, {layer.index for layer in architecture.layers}
-        modules = [self._shared, *(layer for index, layer in enumerate(self._in_layer) if index in kept)]
+        modules = [self._parts.shared, *(layer for index, layer in enumerate(self._parts.in_layer) if index in kept)]
         packed = [m for layer in modules for m in layer if isinstance(m, QuantizedLinear)]
         saved = sum(module.num_weights * itemsize - module.weight_bytes for module in packed)
         return self.num_parameters(architecture, adapters=adapters) * itemsize - saved
@@ -346,8 +332,8 @@ class Supernet(nn.Module):
         parent, _, child = name.rpartition(".")
         setattr(self.model.get_submodule(parent), child, quantized)
         before._parameters.clear()  # its memory goes now, whoever still names the layer
-        for modules in (self._shared, *self._in_layer):
-            modules[:] = [quantized if module is before else module for module in modules]  # type: ignore[misc]
+        assert isinstance(quantized, ElasticModule)
+        self._parts.replace(before, quantized)
 
     def refuse_cut(self, architecture: Architecture, modules: Iterable[nn.Module] | None = None) -> None:
         """Refuses an architecture that would cut a quantised weight: its groups and packed codes are whole.
@@ -357,26 +343,7 @@ class Supernet(nn.Module):
         Raises:
             ValueError: naming the weight and the axes that are cut.
         """
-        named = None if modules is None else set(modules)
-        for choice in (None, *architecture.layers):
-            for module in self._shared if choice is None else self._in_layer[choice.index]:
-                if module not in named if named is not None else not isinstance(module, QuantizedLinear):
-                    continue
-                full = module.elastic_full
-                sizes = {"hidden": architecture.hidden} if choice is None else sizes_of(architecture.hidden, choice)
-                layouts = module.elastic_layouts["weight"]
-                if any(dimension.size(full) != dimension.size(sizes) for dimension in layouts):
-                    cut = ", ".join(
-                        f"{axis} {size} of {full[axis]}" for axis, size in sizes.items() if size != full[axis]
-                    )
-                    raise ValueError(
-                        f"{self._name_of(module)} is quantised, so that no sub-network may cut it; this architecture "
-                        f"has {cut}: search depth (and ranks of adapters) alone, search_space=depth_only, or "
-                        "quantization=none"
-                    )
-
-    def _name_of(self, module: nn.Module) -> str:
-        return next(name for name, found in self.model.named_modules() if found is module)
+        refuse_cut_weights(architecture, self.model, self._parts, modules)
 
     # ---------------------------------------------------------------- sorting
 
@@ -397,14 +364,13 @@ class Supernet(nn.Module):
                 "layers alone, importance=block or importance=none"
             )
         order = Order.by_importance(importance, self._full)
-        self._refuse_permuted(order)
-        self._permute(self._with_orders(order))
+        self._permute(order)
         self._order = self._order.then(order)
 
     @torch.no_grad()
     def sort_attached(self) -> None:
         """Brings the attached modules, whose values are those of the network before it was sorted, into its order."""
-        self._permute(self._attached_with_orders(self._order.again()))
+        permute(attached_with_orders(self._order.again(), self._parts, self._attached))
 
     @torch.no_grad()
     def unsort(self) -> None:
@@ -413,40 +379,13 @@ class Supernet(nn.Module):
         Raises:
             ValueError: a quantised weight would have to be permuted; nothing has been then.
         """
-        order = self._order.inverse()
-        self._refuse_permuted(order)
-        self._permute(self._with_orders(order))
+        self._permute(self._order.inverse())
         self._order = Order({})
 
-    def _refuse_permuted(self, order: Order) -> None:
-        for module, orders in self._with_orders(order):
-            if not isinstance(module, QuantizedLinear):
-                continue
-            for dimension in module.elastic_layouts["weight"]:
-                places = dimension.order(module.elastic_full, orders)
-                if not torch.equal(places.cpu(), torch.arange(len(places))):
-                    raise ValueError(
-                        f"{self._name_of(module)} is quantised, so that its channels cannot be sorted: sort before "
-                        "quantising, or order the layers alone, importance=block or importance=none"
-                    )
-
-    def _with_orders(self, order: Order) -> list[tuple[ElasticModule, Orders]]:
-        modules = [(module, order.shared()) for module in self._shared]
-        modules += [(module, order.of_layer(i)) for i, layer in enumerate(self._in_layer) for module in layer]
-        return modules + self._attached_with_orders(order)
-
-    def _attached_with_orders(self, order: Order) -> list[tuple[ElasticModule, Orders]]:
-        modules = [(module, order.shared()) for module in self._attached_to(None)]
-        return modules + [(m, order.of_layer(i)) for i in range(len(self._blocks)) for m in self._attached_to(i)]
-
-    def _permute(self, modules: Iterable[tuple[ElasticModule, Orders]]) -> None:
-        done: set[int] = set()
-        for module, orders in modules:
-            for name, parameter in module._parameters.items():
-                if parameter is None or id(parameter) in done:
-                    continue
-                done.add(id(parameter))
-                parameter.copy_(reorder(parameter, module.elastic_layouts[name], module.elastic_full, orders))
+    def _permute(self, order: Order) -> None:
+        modules = with_orders(order, self._parts, self._attached)
+        refuse_permuted(self.model, modules)
+        permute(modules)
 
     # ---------------------------------------------------------------- saving
 
@@ -456,8 +395,6 @@ class Supernet(nn.Module):
         Raises:
             ValueError: as :func:`nas_llm.save_pretrained`.
         """
-        from nas_llm.models.loading import save_pretrained
-
         save_pretrained(
             self.extract(self._full),
             path,
@@ -490,169 +427,15 @@ class Supernet(nn.Module):
                 module._buffers[name] = before.to(after.device)
         return self
 
-    def _make_elastic(self) -> None:
-        prefix = self._row.layers + "."
-        hidden = {"hidden": self._full.hidden}
-        layer_sizes = [sizes_of(self._full.hidden, choice) for choice in self._full.layers]
-        self._in_layer = [[] for _ in self._blocks]
-        layer_rows = dict(self._row.layer)
-        if self._operators is not None:
-            layer_rows |= {f"{path}.linear": (HIDDEN, HIDDEN) for path in self.sublayers.values()}
-        norms = [name for name, layout in self._row.layer.items() if layout == (HIDDEN,)]
-        layer_rows |= {f"{norm}.shortcut": (HIDDEN, HIDDEN) for norm in norms}  # of a rotated stream
-        found: list[tuple[nn.Module, Layouts, Sizes, list[ElasticModule]]] = []
-        for name, module in self.model.named_modules():
-            if not _weight_shapes(module):
-                continue
-            if name.startswith(prefix):
-                index, _, inside = name[len(prefix) :].partition(".")
-                row, full, place = layer_rows.get(inside), layer_sizes[int(index)], self._in_layer[int(index)]
-            else:
-                row, full, place = self._row.shared.get(name), hidden, self._shared
-            if row is None:
-                raise ValueError(
-                    f"{type(self.model).__name__}: the module {name!r} is not in the table of family {self.family!r} "
-                    "(nas_llm/models/families.py); this variant of the family is not supported"
-                )
-            found.append((module, _layouts(name, module, row, full), full, place))
-        for module, layouts, sizes, place in found:  # once the table is known to hold for all
-            make_elastic(module, layouts, sizes)
-            place.append(module)  # type: ignore[arg-type]
-
     def _refuse_misfit(self, architecture: Architecture) -> None:
-        full = self._full
-        architecture.refuse_misfit(full)
+        architecture.refuse_misfit(self._full)
         self.refuse_cut(architecture)
-        if self._rotated and architecture.without_ranks != full.without_ranks:
-            raise ValueError(
-                f"the architecture ({architecture.summary()}) is a part of a network whose residual stream is rotated "
-                f"by sublayer (SliceGPT), which is kept whole ({full.summary()}): train it with search=none, or search "
-                "the network that it was made from"
-            )
-        if self._operators is not None:
-            self._refuse_cut_operators(architecture)
-            return
-        head_dims = {layer.head_dim for layer in architecture.layers}
-        if head_dims != {full.layers[0].head_dim}:
-            if "head_dim" not in self.elastic_axes:
-                raise ValueError(
-                    f"head_dim={sorted(head_dims)}: family {self.family!r} cannot slice it ({full.layers[0].head_dim})"
-                )
-            if len(head_dims) > 1 or any(size % 2 for size in head_dims):
-                raise ValueError(
-                    f"head_dim={sorted(head_dims)}: allowed is one even size for all layers (one rotary embedding)"
-                )
-
-    def _refuse_cut_operators(self, architecture: Architecture) -> None:
-        full = self._full
-        if architecture.hidden != full.hidden or any(
-            c.shape != full.layers[c.index].shape for c in architecture.layers
-        ):
-            raise ValueError(
-                f"the architecture ({architecture.summary()}) cuts a network of operators, whose sublayers are whole "
-                f"({full.summary()}): search its depth alone, search_space=depth_only, or the network it was made from"
-            )
-
-    def _apply_architecture(self, architecture: Architecture, undo: Undo) -> None:
-        full = self._full
-        small = architecture.hidden != full.hidden
-        shared = {"hidden": architecture.hidden} if small else None
-        for module in self._shared:
-            _set(vars(module), "elastic_active", shared, undo)
-        self._apply_attached(architecture, undo)
-        whole_shapes = self._operators is not None
-        overrides = self._row.depth_overrides if whole_shapes else self._row.overrides
-        for key, value in overrides(self._whole_config, architecture).items():
-            _set_attribute(self.config, key, value, undo)
-        position = 0  # of the layer's cache
-        for choice in architecture.layers:
-            whole = not small and choice.shape == full.layers[choice.index].shape
-            sizes = None if whole else sizes_of(architecture.hidden, choice)
-            for module in self._in_layer[choice.index]:
-                _set(vars(module), "elastic_active", sizes, undo)
-            if not whole_shapes:
-                attention = vars(self._attention[choice.index])  # the network's own, whatever stands in its place
-                for name, value in self.attention_constants(choice, self.config).items():
-                    _set(attention, name, value, undo)
-            for indexed in self._indexed[choice.index]:
-                _set(vars(indexed), "layer_idx", position, undo)
-            position += 1 if choice.kv_groups else 0
-        self._apply_blocks(architecture, undo)
-        if not whole_shapes:
-            self._apply_rotary(architecture.layers[0].head_dim, undo)
-        if self._row.scaled_embedding is not None:
-            embedding = self.model.get_submodule(self._row.scaled_embedding)
-            scale, before = architecture.hidden**0.5, embedding._buffers["embed_scale"]
-            assert before is not None
-            _set(vars(embedding), "scalar_embed_scale", scale, undo)
-            _set(embedding._buffers, "embed_scale", torch.full_like(before, scale), undo)
-
-    def _apply_attached(self, architecture: Architecture, undo: Undo) -> None:
-        if not self._attached:
-            return
-        outside = {"hidden": architecture.hidden, **rank_sizes(self._full.ranks), **rank_sizes(architecture.ranks)}
-        inside = {
-            choice.index: rank_sizes(self._full.layers[choice.index].ranks) | sizes_of(architecture.hidden, choice)
-            for choice in architecture.layers
-        }
-        for attached in self._attached:  # those of dropped blocks are not run
-            active = outside if attached.layer is None else inside.get(attached.layer)
-            _set(vars(attached.module), "elastic_active", active, undo)
-
-    def _apply_blocks(self, architecture: Architecture, undo: Undo) -> None:
-        parent_name, _, name = self._row.layers.rpartition(".")
-        kept = nn.ModuleList(self._blocks[layer.index] for layer in architecture.layers)
-        kept.training = self.model.training
-        _set(self.model.get_submodule(parent_name)._modules, name, kept, undo)
-
-    def _apply_rotary(self, head_dim: int, undo: Undo) -> None:
-        if self._row.rotary is None or head_dim == self._full.layers[0].head_dim:
-            return
-        rotary = self.model.get_submodule(self._row.rotary)
-        for name, buffer in list(rotary._buffers.items()):
-            if name.endswith("inv_freq") and buffer is not None:
-                _set(rotary._buffers, name, buffer[: head_dim // 2], undo)
-
-    def origin(self, architecture: Architecture) -> dict[str, Any]:
-        """The stock configuration that the weights first came from, and the sub-network as a choice of its units; of a
-        network of operators that choice before they took their places, and the operators."""
-        before = getattr(self.config, "nas_llm", None)
-        if before is None:
-            return {"base_config": self.config.to_dict(), "architecture": architecture.without_ranks.to_dict()}
         if self._rotated:
-            return dict(before)
-        blocks = Architecture.from_dict(before["architecture"]).layers
+            refuse_rotated(architecture, self._full)
         if self._operators is not None:
-            kept = [layer.index for layer in architecture.layers]
-            return {
-                "base_config": before["base_config"],
-                "architecture": Architecture(architecture.hidden, tuple(blocks[i] for i in kept)).to_dict(),
-                "operators": OperatorNetwork(tuple(self._operators.blocks[i] for i in kept)).to_dict(),
-            }
-        layers = tuple(LayerChoice(blocks[layer.index].index, *layer.shape) for layer in architecture.layers)
-        return {
-            "base_config": before["base_config"],
-            "architecture": Architecture(architecture.hidden, layers).to_dict(),
-        }
-
-
-def largest_of(model: PreTrainedModel) -> Architecture:
-    """The whole of a model: of an extracted one what it was cut to, of any other what its configuration says."""
-    origin = getattr(model.config, "nas_llm", None)
-    if origin is None:
-        return family_of(model.config).largest(model.config)
-    cut = Architecture.from_dict(origin["architecture"])
-    layers = tuple(LayerChoice(i, *layer.shape) for i, layer in enumerate(cut.layers))
-    operators = operators_of(model)
-    if operators is not None:
-        layers = tuple(block.sizes(layer) for block, layer in zip(operators.blocks, layers, strict=True))
-    return Architecture(cut.hidden, layers)
-
-
-def operators_of(model: PreTrainedModel) -> OperatorNetwork | None:
-    """The operators of an assembled model (``models/operator_assembly.py``); None where it has none."""
-    origin = getattr(model.config, "nas_llm", None) or {}
-    return OperatorNetwork.from_dict(origin["operators"]) if "operators" in origin else None
+            refuse_cut_operators(architecture, self._full)
+        else:
+            refuse_head_dims(architecture, self._full, self.elastic_axes, self.family)
 
 
 def _refuse_below_one(**sizes: int) -> None:
@@ -675,49 +458,3 @@ def _refuse_headless(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has no output head, so it is no causal language model: pass one, as "
             "Supernet(AutoModelForCausalLM.from_pretrained(path)) or Supernet.from_pretrained(path)"
         )
-
-
-def _weight_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight of a module by name; that of a quantised layer is no parameter."""
-    shapes = {name: tuple(value.shape) for name, value in module._parameters.items() if value is not None}
-    if isinstance(module, QuantizedLinear):
-        return {"weight": (module.out_features, module.in_features), **shapes}
-    return shapes
-
-
-def _layouts(name: str, module: nn.Module, row: Row, full: Sizes) -> Layouts:
-    """Layouts of a module's parameters, checked against their shapes."""
-    from transformers.pytorch_utils import Conv1D
-
-    weight = tuple(reversed(row)) if isinstance(module, Conv1D) else row
-    found: Layouts = {}
-    for parameter_name, shape in _weight_shapes(module).items():
-        rows: Row = weight if parameter_name == "weight" else row[:1]
-        layout = tuple(
-            Fixed(size) if dimension is None else dimension for dimension, size in zip(rows, shape, strict=True)
-        )
-        expected = tuple(dimension.size(full) for dimension in layout)
-        if expected != shape:
-            raise ValueError(
-                f"{name}.{parameter_name} has the shape {shape}, the table expects {expected}; "
-                "this variant of the family is not supported"
-            )
-        found[parameter_name] = layout
-    return found
-
-
-def _set(target: dict[str, Any], key: str, value: Any, undo: Undo) -> None:
-    before = target.get(key, _ABSENT)
-    if before is value:
-        return
-    undo.append(lambda: target.__setitem__(key, before) if before is not _ABSENT else target.__delitem__(key))
-    target[key] = value
-
-
-def _set_attribute(target: Any, key: str, value: Any, undo: Undo) -> None:
-    """Through ``setattr``: a configuration knows some keys under other names."""
-    before = getattr(target, key, _ABSENT)
-    if before == value:
-        return
-    undo.append(lambda: setattr(target, key, before) if before is not _ABSENT else delattr(target, key))
-    setattr(target, key, value)

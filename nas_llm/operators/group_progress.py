@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nas_llm.run_directory import atomic_path
+from nas_llm.atomic_files import atomic_path
 
 if TYPE_CHECKING:
     from nas_llm.operators.distilling import Student

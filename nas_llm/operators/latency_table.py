@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from nas_llm.atomic_files import read_json, write_json
 from nas_llm.models.supernet import Supernet
 from nas_llm.models.timing import Phase
 from nas_llm.operator_network import (
@@ -29,7 +30,6 @@ from nas_llm.operator_network import (
 )
 from nas_llm.operators import Place
 from nas_llm.operators.cost_table import CostTable
-from nas_llm.run_directory import read_json, write_json
 
 Clock = Literal["wall", "process"]
 CLOCKS: tuple[Clock, ...] = get_args(Clock)

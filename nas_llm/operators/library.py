@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nas_llm.atomic_files import atomic_path, read_json, write_json
 from nas_llm.models.fingerprint import fingerprint
 from nas_llm.models.operator_assembly import Make
 from nas_llm.models.operator_modules import build_sublayer
@@ -28,7 +29,6 @@ from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import SUBLAYERS, Operator, Quantized, Sublayer, Teacher, operator_of
 from nas_llm.operators import Place
-from nas_llm.run_directory import atomic_path, read_json, write_json
 
 MANIFEST = "manifest.json"
 MISSING = "missing"

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.json_lines import append_line, read_lines
 from nas_llm.models.operator_assembly import sparse_weights
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import OperatorNetwork
-from nas_llm.run_directory import atomic_path
 
 Batch = Mapping[str, Tensor]
 LogitLoss = Callable[[Tensor, Tensor, Tensor], Tensor]

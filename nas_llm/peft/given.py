@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from nas_llm.models.fingerprint import fingerprint_of_model
-from nas_llm.models.loading import ADAPTER
+from nas_llm.models.model_directory import ADAPTER
 from nas_llm.models.quantized_linear import QuantizedLinear
 from nas_llm.models.supernet import Supernet
 from nas_llm.peft.adapters import NAME, base_of, factors, lora_layers, mark_sparse

@@ -9,14 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from nas_llm.atomic_files import read_json
 from nas_llm.models.fingerprint import fingerprint_of_model
-from nas_llm.models.loading import ADAPTER, save_pretrained
+from nas_llm.models.model_directory import ADAPTER
 from nas_llm.models.order import write_order
+from nas_llm.models.saving import save_pretrained
 from nas_llm.models.supernet import Supernet
 from nas_llm.peft.adapters import strip
 from nas_llm.peft.files import SETTINGS, AdapterFile, read_adapter
 from nas_llm.peft.lora import Lora
-from nas_llm.run_directory import read_json
 
 SPARSE = "sparse"  # in the file of the settings: the modules that were made sparse
 

@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from nas_llm.atomic_files import atomic_path, write_json
 from nas_llm.models.quantized_linear import QuantizedLinear, quantized_modules
 from nas_llm.models.supernet import Supernet
 from nas_llm.quantization.report import QuantizationReport
-from nas_llm.run_directory import QUANTIZATION_FILE, QUANTIZED_WEIGHTS_FILE, atomic_path, write_json
+from nas_llm.run_directory import QUANTIZATION_FILE, QUANTIZED_WEIGHTS_FILE
 
 _BUFFERS = ("weight_packed", "weight_scale", "weight_zero_point")
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.reporting import numbers
 from nas_llm.reporting.run_files import RunFiles, Search
-from nas_llm.run_directory import atomic_path
 from nas_llm.search.archive import Evaluation
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nas_llm.atomic_files import read_json, write_text
 from nas_llm.reporting import charts, importance_charts, numbers, tables
 from nas_llm.reporting.card_tables import metric_rows
 from nas_llm.reporting.front_plot import plot_front
@@ -17,7 +18,6 @@ from nas_llm.reporting.progress_plot import plot_progress
 from nas_llm.reporting.recipe import recipe
 from nas_llm.reporting.run_files import Export, Progress, RunFiles, Search
 from nas_llm.reporting.templates import render
-from nas_llm.run_directory import read_json, write_text
 from nas_llm.search_space import SearchSpace
 
 HTML_FILE = "report.html"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.reporting.importance_scores import Scores, falling, spreads
 from nas_llm.reporting.run_files import RunFiles
-from nas_llm.run_directory import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path

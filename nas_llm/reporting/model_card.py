@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import read_json, write_text
 from nas_llm.reporting import numbers
 from nas_llm.reporting.card_tables import (
     beside,
@@ -20,7 +21,6 @@ from nas_llm.reporting.operator_files import NetworkRow
 from nas_llm.reporting.recipe import recipe, recipe_of_baseline
 from nas_llm.reporting.run_files import RunFiles
 from nas_llm.reporting.templates import render
-from nas_llm.run_directory import read_json, write_text
 from nas_llm.search.archive import TRUNCATION
 
 CARD_FILE = "README.md"

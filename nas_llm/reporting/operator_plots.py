@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.operator_network import SUBLAYERS, Ffn, Heads, Identity, Linear, Operator, Quantized, Sparse, Teacher
 from nas_llm.reporting.operator_files import NetworkRow, OperatorRow, read_networks, read_operators
-from nas_llm.run_directory import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

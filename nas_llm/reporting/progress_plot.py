@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.reporting import numbers
 from nas_llm.reporting.front_plot import BLACK
 from nas_llm.reporting.run_files import Progress, RunFiles
-from nas_llm.run_directory import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from nas_llm.atomic_files import read_json
 from nas_llm.reporting import numbers
 from nas_llm.reporting.operator_files import NETWORKS_FILE, NetworkRow
 from nas_llm.reporting.run_files import RunFiles
-from nas_llm.run_directory import BASELINE_FILE, OPERATORS, read_json
+from nas_llm.run_directory import BASELINE_FILE, OPERATORS
 
 STANDARD = "standard sampler"  # trains the largest network alone
 TEACHERS = {  # training.teacher

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.reporting import numbers
 from nas_llm.reporting.arm_look import line, marker
-from nas_llm.run_directory import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nas_llm.atomic_files import read_json
+from nas_llm.metrics import read_metrics
 from nas_llm.reporting.importance_scores import Scores, read
-from nas_llm.run_directory import read_json, read_metrics
 from nas_llm.search.archive import TRUNCATION, Evaluation, read_archive
 from nas_llm.search.directory import ARCHIVE_FILE, HYPERVOLUME, SEARCH_FILE, first_layers
 from nas_llm.search.pareto import COSTS, pareto_front

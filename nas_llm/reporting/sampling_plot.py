@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.reporting import numbers
-from nas_llm.run_directory import atomic_path
 
 CSV_FILE, PNG_FILE = "sampling.csv", "sampling.png"
 COLUMNS = ("sampler", "step", "kind", "id", "params")

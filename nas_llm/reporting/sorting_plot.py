@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nas_llm.atomic_files import atomic_path
 from nas_llm.reporting import numbers
 from nas_llm.reporting.run_files import spreads_widely
-from nas_llm.run_directory import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

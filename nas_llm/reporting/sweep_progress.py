@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nas_llm.atomic_files import atomic_path, write_text
 from nas_llm.reporting import arm_look, numbers
 from nas_llm.reporting.sweep import Arm, Spread, Sweep
 from nas_llm.reporting.tables import aligned
-from nas_llm.run_directory import atomic_path, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nas_llm.atomic_files import atomic_path, write_text
 from nas_llm.reporting import arm_look, numbers
 from nas_llm.reporting.sweep import FRACTIONS, TABLE_FRACTIONS, Sweep
 from nas_llm.reporting.sweep_progress import write_progress
 from nas_llm.reporting.tables import aligned
-from nas_llm.run_directory import atomic_path, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

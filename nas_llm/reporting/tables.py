@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import write_text
 from nas_llm.reporting import numbers
 from nas_llm.reporting.run_files import RunFiles, Search
-from nas_llm.run_directory import write_text
 from nas_llm.search.archive import Evaluation
 
 CSV_FILE = "pareto.csv"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas_llm.run_directory import atomic_path, read_json, write_json
+from nas_llm.atomic_files import atomic_path, read_json, write_json
 
 RunCommand = Callable[[Sequence[str], Path], int]
 """Runs a command line of `nas-llm` (without that word) and writes what it prints to the path; gives the exit status."""

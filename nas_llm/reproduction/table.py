@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from nas_llm.atomic_files import write_text
 from nas_llm.reporting import numbers
 from nas_llm.reporting.reproduction_plot import COLUMNS, CSV_FILE
 from nas_llm.reporting.sweep import Spread
 from nas_llm.reproduction.published import Published, Table
 from nas_llm.reproduction.records import is_number
 from nas_llm.reproduction.spec import Column, Quotient, Reproduction, Row, Scale, Source
-from nas_llm.run_directory import write_text
 
 MARKDOWN_FILE = "table.md"
 DAMAGED, FAILED, NOTHING = "?", "failed", "-"

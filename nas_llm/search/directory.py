@@ -20,7 +20,8 @@ from types import MappingProxyType
 from typing import Any
 
 from nas_llm.architecture import Architecture
-from nas_llm.run_directory import add_metrics, read_json, write_json
+from nas_llm.atomic_files import read_json, write_json
+from nas_llm.metrics import add_metrics
 from nas_llm.search.archive import REFERENCE, TRUNCATION, Evaluation
 from nas_llm.search.hypervolume import Box, HypervolumeCurve
 from nas_llm.search.nsga2 import NSGA2

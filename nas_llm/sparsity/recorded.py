@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from nas_llm.atomic_files import atomic_path, write_json
 from nas_llm.models.block_walk import projections
 from nas_llm.models.supernet import Supernet
-from nas_llm.run_directory import SPARSE_WEIGHTS_FILE, SPARSITY_FILE, atomic_path, write_json
+from nas_llm.run_directory import SPARSE_WEIGHTS_FILE, SPARSITY_FILE
 from nas_llm.sparsity.counting import ZeroCounts, zeros_of_model
 
 

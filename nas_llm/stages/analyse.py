@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from nas_llm.analysis import Findings, Subject
 from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
-from nas_llm.models.loading import load_tokenizer
+from nas_llm.metrics import add_metrics
 from nas_llm.models.supernet import Supernet
-from nas_llm.run_directory import add_metrics
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.search import device, untrained
 

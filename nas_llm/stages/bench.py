@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from nas_llm.benchmarks.figures import table
 from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
+from nas_llm.metrics import add_metrics
 from nas_llm.peft.merging import merge, mergeable
-from nas_llm.run_directory import add_metrics
 from nas_llm.stages.finished_run import FinishedRun
 
 READS = ("bench",)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nas_llm.config import build, sources_of
 from nas_llm.models.supernet import Supernet
-from nas_llm.run_directory import refuse_mismatch
+from nas_llm.run_fingerprints import refuse_mismatch
 
 HANDLING = ("batch_size", "num_workers", "cache_dir")  # of the data: no matter for what is in the splits
 

@@ -18,8 +18,9 @@ from nas_llm.data.loader import Batch, TrainLoader
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.preparation import sort_by_importance
 from nas_llm.lightning.quiet import quiet
-from nas_llm.models.loading import load_tokenizer, without_weights
+from nas_llm.models.loading import without_weights
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.operators.distilling import Distilling, Splits, distil
 from nas_llm.operators.groups import Group, groups_of
 from nas_llm.operators.initial import initial_modules
@@ -27,7 +28,8 @@ from nas_llm.operators.library import Library
 from nas_llm.operators.needs import Needs
 from nas_llm.operators.plan import plan_of, search_plan_of
 from nas_llm.operators.pool import Pool
-from nas_llm.run_directory import OPERATORS, refuse_mismatch, refuse_outputs
+from nas_llm.run_directory import OPERATORS, refuse_outputs
+from nas_llm.run_fingerprints import refuse_mismatch
 from nas_llm.stages.data import data_settings, prepared_data
 from nas_llm.stages.operator_budgets import asked_budgets
 from nas_llm.stages.operator_search import search_operators

@@ -13,13 +13,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import write_text
 from nas_llm.config import build
 from nas_llm.evaluation.harness import Harness, TaskMetric
 from nas_llm.evaluation.harness_tasks import LoadedTasks
 from nas_llm.lightning.quiet import quiet
+from nas_llm.metrics import add_metrics
 from nas_llm.objectives import Accuracy, Detailed, Details, GeneratedAccuracy, Objective, Sampled, TaskAccuracy, measure
 from nas_llm.reporting import numbers
-from nas_llm.run_directory import RESULTS_FILE, add_metrics, recorded_fingerprints, write_text
+from nas_llm.run_directory import RESULTS_FILE
+from nas_llm.run_fingerprints import recorded_fingerprints
 from nas_llm.stages.data import recorded_data
 from nas_llm.stages.harness_files import FOLDER, refuse_other_results, write_results
 from nas_llm.stages.subjects import Subject, Subjects, chosen_subjects, is_of_another, refuse_other_networks

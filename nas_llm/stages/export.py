@@ -123,8 +123,8 @@ def export_subnetwork(
             merged without loss, or the network has no place in the format.
     """
     from nas_llm.models.decilm import decilm_of, save_decilm
-    from nas_llm.models.loading import save_pretrained
-    from nas_llm.models.supernet import operators_of
+    from nas_llm.models.origin import operators_of
+    from nas_llm.models.saving import save_pretrained
     from nas_llm.reporting.model_card import write_model_card
 
     target = Path(path) if path is not None else run_dir / SUBNETS / architecture.id

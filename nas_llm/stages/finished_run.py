@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import read_json
 from nas_llm.reporting.run_files import RunFiles
-from nas_llm.run_directory import read_json, refuse_baseline
+from nas_llm.run_directory import refuse_baseline
 from nas_llm.search.archive import TRUNCATION, Archive, Evaluation
 from nas_llm.search_space import SearchSpace
 
@@ -42,7 +43,7 @@ class FinishedRun:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from nas_llm.models.loading import load_tokenizer
+        from nas_llm.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self._need(SUPERNET, "train"))
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nas_llm.atomic_files import read_json, write_json
 from nas_llm.evaluation.harness import KEY, Harness, HarnessResults, TaskMetric
 from nas_llm.evaluation.harness_tasks import shots_of
-from nas_llm.run_directory import add_metrics, read_json, write_json
+from nas_llm.metrics import add_metrics
 from nas_llm.stages.subjects import MEND, Subject, Subjects, is_of_another, other_name
 
 FOLDER = "harness"

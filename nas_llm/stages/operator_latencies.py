@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
+from nas_llm.atomic_files import write_text
 from nas_llm.config import build
 from nas_llm.models.supernet import Supernet
 from nas_llm.operator_network import Operator, OperatorNetwork
@@ -28,7 +29,7 @@ from nas_llm.operators.latency_comparison import as_text, compare, teacher_ms
 from nas_llm.operators.latency_measurement import LatencyMeasurement
 from nas_llm.operators.latency_table import CLOCKS, LatencyTable
 from nas_llm.operators.library import Library
-from nas_llm.run_directory import OPERATORS, write_text
+from nas_llm.run_directory import OPERATORS
 
 LARGE_DRIFT = 0.25  # beyond which a table is better measured again: what slows a machine does not slow all alike
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from nas_llm.atomic_files import write_text
 from nas_llm.config import config_dir
 from nas_llm.operator_network import Operator, OperatorNetwork
 from nas_llm.operators import Place
@@ -20,7 +21,6 @@ from nas_llm.operators.cost_table import CostTable
 from nas_llm.operators.library import Library
 from nas_llm.operators.selection import Ranked
 from nas_llm.reporting.operator_files import COLUMNS, NETWORKS_FILE, OPERATORS_CSV, PAPER, read_networks
-from nas_llm.run_directory import write_text
 from nas_llm.stages.export import NETWORKS
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from nas_llm.atomic_files import atomic_path, write_json, write_text
 from nas_llm.config import build, checkpoint_path
 from nas_llm.data.microworld import FAMILIES, multiple_choice_sets, train_tokenizer
 from nas_llm.data.microworld.blocks import FORMATS, Tokens, pack_whole, repeated, tokenise, write
@@ -30,7 +31,6 @@ from nas_llm.data.microworld.lexicon import lexicon
 from nas_llm.evaluation.multiple_choice import Accuracy, accuracies
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.models.lookback import LookBack
-from nas_llm.run_directory import atomic_path, write_json, write_text
 from nas_llm.stages.trainer import built_logger, built_trainer, one_line_refusals
 
 READS = ("pretrain", "name", "trainer", "logger", "ckpt_path")

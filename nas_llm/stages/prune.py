@@ -13,17 +13,20 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import Architecture
+from nas_llm.atomic_files import write_json
 from nas_llm.baselines import Baseline, Batch, Pruned
 from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
+from nas_llm.metrics import add_metrics
 from nas_llm.models.fingerprint import fingerprint
-from nas_llm.models.loading import load_tokenizer, save_pretrained
+from nas_llm.models.origin import operators_of
 from nas_llm.models.quantized_linear import quantized_modules
-from nas_llm.models.supernet import operators_of
+from nas_llm.models.saving import save_pretrained
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.objectives import mean_token_loss
 from nas_llm.overrides import RECORD, recorded
 from nas_llm.reporting import numbers, write_baseline_card
-from nas_llm.run_directory import BASELINE_FILE, MODEL, add_metrics, write_json
+from nas_llm.run_directory import BASELINE_FILE, MODEL
 from nas_llm.sparsity import SPARSE, Zeros, zeros_of_model
 from nas_llm.stages.data import prepared_data
 from nas_llm.stages.search import device, untrained_and_precision

@@ -8,21 +8,24 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from nas_llm.atomic_files import read_json
 from nas_llm.config import build
 from nas_llm.lightning.checkpoint import LAST, read_checkpoint
 from nas_llm.lightning.identity import refuse_other_network
 from nas_llm.lightning.preparation import prepared_again
 from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
-from nas_llm.models.loading import ADAPTER, from_pretrained, load_tokenizer, resolve
+from nas_llm.models.loading import from_pretrained
+from nas_llm.models.model_directory import ADAPTER, resolve
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.objectives import Objective, directions
 from nas_llm.peft.given import OPTIONS, GivenAdapter
 from nas_llm.peft.lora import Lora
 from nas_llm.peft.saving import load_supernet as load_adapted
 from nas_llm.peft.saving import recorded_method
 from nas_llm.reporting import front_table, write_report
-from nas_llm.run_directory import OPERATORS, read_json, refuse_baseline
+from nas_llm.run_directory import OPERATORS, refuse_baseline
 from nas_llm.search import Archive, Initial, Search
 from nas_llm.search.directory import ARCHIVE_FILE, SEARCH_FILE
 from nas_llm.search_space import SearchSpace

@@ -13,12 +13,15 @@ from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.architecture import Architecture
+from nas_llm.metrics import read_metrics
 from nas_llm.models.fingerprint import fingerprint
-from nas_llm.models.loading import ADAPTER, from_pretrained, load_tokenizer, resolve
+from nas_llm.models.loading import from_pretrained
+from nas_llm.models.model_directory import ADAPTER, resolve
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.peft.files import SETTINGS
 from nas_llm.peft.saving import load_supernet as load_adapted
-from nas_llm.run_directory import RESULTS_FILE, read_metrics
+from nas_llm.run_directory import RESULTS_FILE
 from nas_llm.stages.export import SUBNETS
 from nas_llm.stages.finished_run import ARCHIVE, FinishedRun
 from nas_llm.stages.search import device, load_supernet

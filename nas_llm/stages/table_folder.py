@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nas_llm.atomic_files import read_json, write_json
 from nas_llm.reproduction.filling import RowOfSeed, slug
 from nas_llm.reproduction.runs import Place, kept_values
 from nas_llm.reproduction.spec import Cell, Reproduction, Row, Scale
-from nas_llm.run_directory import read_json, write_json
 
 COMMON, ROWS, TABLE_FILE = "common", "rows", "reproduced.json"
 NetworkId = Callable[[Path, str], str]

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nas_llm.config import build
 from nas_llm.evaluation.text_perplexity import TextPerplexity
+from nas_llm.metrics import add_metrics
 from nas_llm.reporting import numbers
-from nas_llm.run_directory import add_metrics
 
 Network = tuple[str, Mapping[str, str], Callable[[], AbstractContextManager[PreTrainedModel]]]
 FIGURES = ("token_perplexity", "word_perplexity", "bits_per_byte")

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from nas_llm.atomic_files import write_json
 from nas_llm.config import build, checkpoint_path
 from nas_llm.lightning.checkpoint import AtomicCheckpointIO
 from nas_llm.lightning.external_teacher import external_teacher
@@ -26,16 +27,17 @@ from nas_llm.lightning.quiet import quiet
 from nas_llm.lightning.sampling import prepared_sampler, recorded_importance, scoring_of
 from nas_llm.lightning.supernet_search import SPLIT, SupernetSearch, validation_batches
 from nas_llm.models.block_walk import dense_projections
-from nas_llm.models.loading import load_tokenizer
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
+from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.objectives import measure
 from nas_llm.peft.adapters import ACCIDENTAL
 from nas_llm.peft.given import OPTIONS
 from nas_llm.peft.lora import Lora
 from nas_llm.quantization.targets import layers_to_quantize
+from nas_llm.ranks import is_main_process
 from nas_llm.reporting import front_table, write_report
-from nas_llm.run_directory import is_main_process, recorded_fingerprints, refuse_mismatch, write_json
+from nas_llm.run_fingerprints import recorded_fingerprints, refuse_mismatch
 from nas_llm.samplers import Sampler
 from nas_llm.samplers.standard import StandardSampler
 from nas_llm.search_space import SearchSpace

@@ -12,7 +12,8 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from nas_llm.config import build, config_dir
-from nas_llm.run_directory import is_main_process, refuse_unmakable
+from nas_llm.ranks import is_main_process
+from nas_llm.run_directory import refuse_unmakable
 
 
 def built_trainer(cfg: DictConfig, **runtime: Any) -> Trainer:
