@@ -86,6 +86,29 @@ def test_active_equals_extracted_and_counted(name, variant):
         assert supernet.num_parameters(chosen, adapters=False) == sum(p.numel() for p in small.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("name", "variant"), [(name, variant) for variant in VARIANTS for name in KINDS])
+def test_beside_half_precision_adapters_are_in_float32(name, variant, dtype):
+    supernet = build(name)
+    supernet.model.to(dtype)
+    trained(supernet, VARIANTS[variant])
+    (architecture,) = random_architectures(supernet, 1, seed=1)
+    chosen = with_random_ranks(supernet, architecture, 2)
+    with supernet.activate(chosen) as model:
+        active = model(**batch()).logits
+        active.float().square().mean().backward()
+    assert active.dtype == dtype
+    trains = {n: parameter for n, parameter in supernet.model.named_parameters() if parameter.requires_grad}
+    assert {parameter.dtype for parameter in trains.values()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in trains.values() if parameter.grad is not None} == {torch.float32}
+    small = supernet.extract(chosen)
+    assert torch.equal(active, small(**batch()).logits)
+    assert supernet.weight_bytes(chosen) == sum(p.numel() * p.itemsize for p in small.parameters())
+    merge(small)
+    assert {parameter.dtype for parameter in small.parameters()} == {dtype}
+    assert supernet.weight_bytes(chosen, adapters=False) == sum(p.numel() * p.itemsize for p in small.parameters())
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
 def test_macs_of_adapters_equal_a_hook_counted_oracle(name):
     supernet = trained(build(name))

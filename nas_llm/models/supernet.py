@@ -303,12 +303,16 @@ class Supernet(nn.Module):
 
     def weight_bytes(self, architecture: Architecture, *, adapters: bool = True) -> int:
         """Bytes of the extracted model's weights in the precision they have now, packed where they are quantised;
-        without ``adapters`` those of the model into which they are merged."""
+        without ``adapters`` those of the model into which they are merged, in its precision."""
         itemsize, kept = self.model.dtype.itemsize, {layer.index for layer in architecture.layers}
         modules = [self._parts.shared, *(layer for index, layer in enumerate(self._parts.in_layer) if index in kept)]
         packed = [m for layer in modules for m in layer if isinstance(m, QuantizedLinear)]
         saved = sum(module.num_weights * itemsize - module.weight_bytes for module in packed)
-        return self.num_parameters(architecture, adapters=adapters) * itemsize - saved
+        dense = self.num_parameters(architecture, adapters=adapters) * itemsize - saved
+        if not (adapters and self._attached):
+            return dense
+        beside = self._costs.num_parameters(architecture) - self._base_costs.num_parameters(architecture.without_ranks)
+        return dense + beside * (next(self._attached[0].module.parameters()).itemsize - itemsize)
 
     def kv_cache_bytes(self, architecture: Architecture, *, batch_size: int, sequence_length: int) -> int:
         """Bytes of a full key/value cache in the model's precision. Raises as :meth:`macs`."""

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 SPARSE_BASE = "base_is_sparse"  # attribute of an adapted module
 ACCIDENTAL = 0.01  # of a weight's entries may be zero by themselves
+HALF = (torch.float16, torch.bfloat16)
 NAME = "default"  # of the adapter, which peft leaves out of file names
 
 
 def inject(supernet: Supernet, targets: Sequence[Target], config: LoraConfig, *, seed: int) -> None:
     """Puts adapters beside ``targets`` and freezes everything else; the network's function stays (B is zero).
 
-    A is drawn from ``seed``, whatever other random numbers have been drawn.
+    A is drawn from ``seed``, whatever other random numbers have been drawn. Beside weights in half precision the
+    adapters are in float32, as peft trains them: steps of a usual learning rate are lost in bfloat16's 8 bits.
 
     Raises:
         ValueError: the network has adapters already, or a rank is above the size of a module.
@@ -47,6 +49,10 @@ def inject(supernet: Supernet, targets: Sequence[Target], config: LoraConfig, *,
         torch.manual_seed(seed)
         warnings.simplefilter("ignore")  # of tied weights and Conv1D: both are provided for here
         inject_adapter_in_model(config, supernet.model, adapter_name=NAME)
+    if supernet.model.dtype in HALF:
+        for name, parameter in supernet.model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
     layers = {id(layer.get_base_layer()): layer for _, layer in lora_layers(supernet.model)}
     assert len(layers) == len(targets)
     mark_sparse(supernet.model, supernet.made_sparse)

@@ -37,4 +37,4 @@ def linear_parts(head: nn.Module, hidden: Tensor) -> Parts | None:
     untyped: Any = head
     features = untyped.lora_A[NAME](untyped.lora_dropout[NAME](hidden.to(factors(head)[0].dtype)))
     read = torch.cat([hidden, (features * head.scaling[NAME]).to(hidden.dtype)], dim=-1)
-    return read, base.weight, factors(head)[1], base.bias
+    return read, base.weight, factors(head)[1].to(base.weight.dtype), base.bias
