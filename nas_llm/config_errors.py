@@ -54,9 +54,11 @@ IN_FOLDERS = (EXPERIMENT, "reproduce")  # groups whose options may lie in folder
 
 def options(folder: Path, group: str) -> list[str]:
     """The options of a group, found by listing its folder."""
-    place = folder / group
-    found = place.rglob("*.yaml") if group in IN_FOLDERS else place.glob("*.yaml")
-    return sorted(str(path.relative_to(place).with_suffix("")) for path in found)
+    return sorted(str(path.relative_to(folder / group).with_suffix("")) for path in _files(folder / group))
+
+
+def _files(group: Path) -> Iterator[Path]:
+    return group.rglob("*.yaml") if group.name in IN_FOLDERS else group.glob("*.yaml")
 
 
 def one_line(error: BaseException, overrides: Sequence[str], folder: Path) -> str:
@@ -135,7 +137,7 @@ def _missing_option(error: MissingConfigException, folder: Path) -> str:
 def groups(folder: Path) -> list[str]:
     """The configuration groups, found by listing the folder."""
     places = (path for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
-    return sorted(path.name for path in places if options(folder, path.name))
+    return sorted(path.name for path in places if any(_files(path)))
 
 
 def inner_groups(folder: Path) -> list[str]:

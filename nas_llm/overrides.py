@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,7 +17,14 @@ NOT_RECORDED = ("stage", "run_dir", "ckpt_path")  # of one call, not of the run
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides in Hydra's grammar; raises its OverrideParseException."""
-    return OverridesParser.create().parse_overrides(list(overrides))
+    return [_parsed(override) for override in overrides]
+
+
+@lru_cache(maxsize=4096)
+def _parsed(override: str) -> Override:
+    """One override; a launch looks at the same ones a dozen times."""
+    (found,) = OverridesParser.create().parse_overrides([override])
+    return found
 
 
 def enumerated(overrides: Sequence[str], options: Callable[[str], Sequence[str]]) -> list[str]:

@@ -87,8 +87,9 @@ def refuse_unread(stage: str, overrides: Sequence[str], cfg: DictConfig, folder:
     for key in settings:
         if not any(key in reads for reads in stages.values()):
             raise ValueError(unknown(f"{key} cannot take effect, no stage reads it", key.partition(".")[0], known))
+    there = groups(folder)
     for key in declared()[stage].keys:
-        if key in groups(folder) and key not in cfg:
+        if key in there and key not in cfg:
             left_out = given_for(key, overrides)
             what = f"{key} is missing" if left_out == key else f"{left_out} leaves out {key}"
             named = ", ".join(options(folder, key))

@@ -22,6 +22,26 @@ TINY_CORPUS = [
     "Describe the moon in one sentence. The moon is a round grey stone far above the sea.",
     "### Instruction: ### Input: ### Response: Below is an instruction that describes a task.",
 ]
+LONG = (  # files of more than half a minute
+    "families",
+    "train_stage",
+    "prune_stage",
+    "reproduction",
+    "adapter_training",
+    "notebooks",
+    "cli",
+    "ddp",
+    "stage_reads",
+    "config",
+    "slicegpt",
+    "operator_search_stage",
+    "evaluate_tasks",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: several processes take one file after the other, and end together where the last are short."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Trains the tiny super-network and writes its weights: run by test_ddp.py, and by Lightning for the other rank."""
+"""Trains the tiny super-network and writes its weights: called by test_ddp.py, run by it and by Lightning as ranks."""
 
 from __future__ import annotations
 

@@ -31,10 +31,16 @@ def runs(sweep: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=[path.parent.name for path in SWEEPS])
 def test_every_run_of_a_sweep_composes(sweep, tmp_path):
+    arms: dict[tuple[str, ...], list[str]] = {}  # the seeds of one arm make the same configuration
     for program, stage, *overrides in runs(sweep):
         assert (program, stage) == ("nas-llm", "train")
-        cfg = checked([*overrides, f"stage={stage}", f"run_dir={tmp_path}/run"])
+        seeds = [override for override in overrides if override.startswith("seed=")]
+        arms.setdefault(tuple(o for o in overrides if o not in seeds), []).extend(seeds)
+    for overrides, seeds in arms.items():
+        cfg = checked([*overrides, seeds[-1], "stage=train", f"run_dir={tmp_path}/run"])
         assert cfg.logger["_target_"].endswith("WandbLogger")
+        assert seeds == [f"seed={number}" for number in range(len(seeds))]
+        assert cfg.seed == len(seeds) - 1
 
 
 def test_a_run_of_a_sweep_logs_offline(tmp_path):

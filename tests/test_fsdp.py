@@ -9,29 +9,37 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsdp_passes import gradients
 
 SCRIPT = Path(__file__).parent / "fsdp_passes.py"
 
 
-def start(folder: Path, mode: str, tied: str, rank: int = 0, world: int = 1) -> subprocess.Popen[str]:
+def start(folder: Path, rank: int) -> subprocess.Popen[str]:
     paths = [str(SCRIPT.parent.parent), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
         "RANK": str(rank),
-        "WORLD_SIZE": str(world),
+        "WORLD_SIZE": "2",
     }
-    arguments = [sys.executable, str(SCRIPT), str(folder), mode, tied]
-    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
+    )
 
 
-@pytest.mark.parametrize("tied", ["untied", "tied"])
-def test_sharded_gradients_are_the_whole_ones(tmp_path, tied):
-    processes = [start(tmp_path, "whole", tied), *(start(tmp_path, "shard", tied, rank, 2) for rank in range(2))]
-    for process in processes:
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have written: the gradients without and with tied embeddings."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for process in [start(folder, rank) for rank in range(2)]:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    whole, sharded = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "sharded"))
-    assert whole.keys() == sharded.keys()
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_sharded_gradients_are_the_whole_ones(sharded, tied):
+    whole, found = gradients(tied), torch.load(sharded / f"{'tied' if tied else 'untied'}.pt")
+    assert whole.keys() == found.keys()
     for name, gradient in whole.items():  # both ranks saw the same batch, and FSDP2 averages over ranks
-        torch.testing.assert_close(sharded[name], gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+QUICKSTART = """run_dir, steps, evaluations = "run", 2, 6
+overrides = [
+    "data.train_size=16", "data.validation_size=8", "data.test_size=8", "data.calibration_size=8", "data.batch_size=4",
+]"""
 SMALL = {
-    "quickstart": 'run_dir, steps, evaluations = "run", 2, 6',
-    "pareto_front": 'run_dir, steps, evaluations = "run", 2, 6',
+    "quickstart": QUICKSTART,
+    "pareto_front": QUICKSTART,
     "search_space": 'model, draws, candidates = "microworld_llama", 60, 3',
     "unast_structures": """run_dir = "operators"
 overrides = [

@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -36,6 +37,7 @@ TABLES = options(config_dir(), "reproduce")
 CSVS = sorted(path for path in published_dir().glob("paper*/*.csv") if not path.stem.endswith(SCALES))  # not our own
 
 
+@cache
 def loaded(table: str) -> Reproduction:
     """A specification by itself, without the rest of the configuration."""
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
