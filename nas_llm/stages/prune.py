@@ -24,7 +24,6 @@ from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.saving import save_pretrained
 from nas_llm.models.tokenizer import load_tokenizer
 from nas_llm.objectives import mean_token_loss
-from nas_llm.overrides import RECORD, recorded
 from nas_llm.reporting import numbers, write_baseline_card
 from nas_llm.run_directory import BASELINE_FILE, MODEL
 from nas_llm.sparsity import SPARSE, Zeros, zeros_of_model
@@ -84,7 +83,8 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
 
 def same_data(run_dir: Path) -> list[str]:
     """The overrides of this call that say on what data, and where, a training goes on."""
-    given = recorded(run_dir) if (run_dir / RECORD).is_file() else []
+    record = run_dir / ".hydra" / "overrides.yaml"
+    given = [str(override) for override in OmegaConf.load(record)] if record.is_file() else []
     return [override for override in given if override.startswith(("data=", "data.", "trainer.", "seed="))]
 
 
