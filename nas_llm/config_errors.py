@@ -128,6 +128,10 @@ def _missing_option(error: MissingConfigException, folder: Path) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if group == "hydra/launcher" and option in EXTRAS:
         return f"{group}={option} is not installed: pip install 'nas_llm[{EXTRAS[option]}]'"
+    outer, _, inner = group.partition("/")
+    if outer in IN_FOLDERS:  # as reproduce=paper1/table1, whose folder is no group of its own
+        option = f"{inner}/{option}" if inner else option
+        return unknown(f"{outer}={option} is not known", option, options(folder, outer), prefix=f"{outer}=")
     known = [Path(name).stem for name in error.options or options(folder, group)]
     if not known and not (folder / group).is_dir():
         return unknown(f"{group}={option} is not known", group, groups(folder))

@@ -7,7 +7,7 @@ from typing import Any
 
 from nas_llm.atomic_files import read_json, write_text
 from nas_llm.reporting import charts, importance_charts, numbers, tables
-from nas_llm.reporting.card_tables import metric_rows
+from nas_llm.reporting.card_tables import metric_row, metric_rows
 from nas_llm.reporting.front_plot import plot_front
 from nas_llm.reporting.importance_plot import plot_scores
 from nas_llm.reporting.model_card import LOADERS, reader_of
@@ -207,7 +207,11 @@ def _other_metrics(run: RunFiles) -> list[dict[str, str]]:
     shown = {export.id for export in run.exports}
     objectives = run.search.objectives if run.search else {}
     ids = dict.fromkeys(m["architecture"] for m in run.metrics if m.get("architecture") not in {None, *shown})
-    return [{"network": _name(run, id), **row} for id in ids for row in metric_rows(run, id, besides=objectives)]
+    alone = [metric for metric in run.metrics if "architecture" not in metric]  # of saved models and of baselines
+    return [
+        *({"network": _name(run, id), **row} for id in ids for row in metric_rows(run, id, besides=objectives)),
+        *({"network": metric.get("model", ""), **metric_row(metric)} for metric in alone),
+    ]
 
 
 def _name(run: RunFiles, id: str) -> str:

@@ -36,6 +36,7 @@ COLUMNS = (
 )
 BLUE, GREY = "#0072B2", "#8c8c8c"
 PANELS = 4  # in a line
+TICKS = 5  # of a panel's axis at most
 WITHIN = 5  # series whose legend has room among the points
 
 
@@ -56,6 +57,7 @@ def plot_reproduction(
 
 def _panels(rows: Sequence[dict[str, str]]) -> Figure | None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     columns = [
         (column, [row for row in rows if row["column"] == column])
@@ -78,6 +80,9 @@ def _panels(rows: Sequence[dict[str, str]]) -> Figure | None:
         axes.set_title(numbers.axis(column, own[0]["our_unit"]), fontsize=9)
         axes.set_yticks([heights[name] for name in names], names, fontsize=8)
         axes.tick_params(axis="x", labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(TICKS))
+        if any(float(row["ours"]) >= 1000 for row in own if row["ours"]):
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.tick(value)))
         axes.margins(x=0.15)
         axes.set_ylim(-len(names) + 0.4, 0.6)
         _plain(axes)

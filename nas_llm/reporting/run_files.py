@@ -20,6 +20,7 @@ from nas_llm.search.directory import ARCHIVE_FILE, HYPERVOLUME, SEARCH_FILE, fir
 from nas_llm.search.pareto import COSTS, pareto_front
 
 LOG_RATIO = 5.0  # values that spread further than this are drawn on a logarithmic axis
+NAMELESS = ("prune", "evaluate", "bench", "analyse", "reproduce")  # stages whose runs are no super-network with a name
 SIZES = ("largest", "middle", "smallest")
 PREPARED = {"sparsity": "sparse", "quantization": "quantised"}  # groups of the configuration: what they make a network
 TRAINING = "training"  # the loss that training lowers, of the sampled networks where it is logged apart
@@ -166,7 +167,8 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        return str(self.setting("name") or self.path.resolve().name)
+        made_alone = bool(self.stages) and self.stages[0].get("stage") in NAMELESS
+        return str((None if made_alone else self.setting("name")) or self.path.resolve().name)
 
     @cached_property
     def stages(self) -> list[dict[str, Any]]:
