@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
@@ -62,7 +63,10 @@ def launch(stage: str, arguments: Sequence[str]) -> None:
         pinned = [] if text.value_of(overrides, "run_dir") else [text.assign("run_dir", cfg.run_dir)]
         plans = cfg.stage == "distill" and cfg.distill.plan
         with started(cfg.run_dir, refusals=(ValueError, OSError, *CONFIG_ERRORS), plans=plans):
-            _run_hydra([*flags, *text.replacing(overrides), *pinned])
+            if flags or text.value_of(overrides, "hydra.mode") is not None:
+                _run_hydra([*flags, *text.replacing(overrides), *pinned])
+            else:
+                _run_once([*text.replacing(overrides), *pinned])
 
 
 def job(cfg: DictConfig) -> None:
@@ -109,6 +113,17 @@ def _with_config_dir(overrides: Sequence[str], folder: str | None, flags: list[s
         raise ValueError(f"--config-dir {folder} is no folder: name one that holds groups, as FOLDER/sampler/mine.yaml")
     flags[:] = [flag for flag in flags if flag not in ("--config-dir", "-cd", folder) and folder not in flag.split("=")]
     return [*overrides, f"hydra.searchpath=['file://{path}']"]
+
+
+def _run_once(overrides: list[str]) -> None:
+    """As `hydra.main` runs one job, which would compose it twice, once to see that it is no sweep."""
+    with hydra.initialize_config_dir(str(config_dir()), version_base=VERSION_BASE):
+        running = GlobalHydra.instance().hydra
+        assert running is not None
+        try:
+            running.run(config_name=CONFIG_NAME, task_function=job, overrides=overrides)
+        except Refused as refused:
+            raise refused.error from refused.error.__cause__
 
 
 def _run_hydra(arguments: list[str]) -> None:
