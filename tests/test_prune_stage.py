@@ -235,6 +235,8 @@ def test_later_stages_say_that_there_is_no_super_network_and_the_report_what_was
     page = (run_dir / "report.html").read_text()
     assert read_json(run_dir / "baseline.json")["summary"] in page
     assert "trained as a super-network" not in page
+    assert "<h1>shortgpt</h1>" in page
+    assert "loss (pruned)" in page
 
 
 def test_an_interrupted_write_leaves_no_model(base, tmp_path, capsys, file_size_limit):  # noqa: F811

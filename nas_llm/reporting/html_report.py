@@ -207,8 +207,8 @@ def _other_metrics(run: RunFiles) -> list[dict[str, str]]:
     shown = {export.id for export in run.exports}
     objectives = run.search.objectives if run.search else {}
     ids = dict.fromkeys(m["architecture"] for m in run.metrics if m.get("architecture") not in {None, *shown})
-    alone = [metric for metric in run.metrics if "architecture" not in metric]  # of saved models and of baselines
-    return [
+    alone = [m for m in run.metrics if "architecture" not in m and ("model" in m or run.search is None)]
+    return [  # of sub-networks; of saved models; of what a baseline made
         *({"network": _name(run, id), **row} for id in ids for row in metric_rows(run, id, besides=objectives)),
         *({"network": metric.get("model", ""), **metric_row(metric)} for metric in alone),
     ]
