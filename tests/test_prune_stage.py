@@ -8,18 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from test_families import build, random_architectures
 from test_train_stage import base  # noqa: F401  # a fixture
 from transformers import AutoModelForCausalLM
 
 import nas_llm
 from nas_llm import cli
 from nas_llm.atomic_files import read_json
+from nas_llm.composition import checked
 from nas_llm.config import config_dir
 from nas_llm.config_errors import options
 from nas_llm.metrics import read_metrics
+from nas_llm.models.model_directory import precision_of
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.supernet import Supernet
 from nas_llm.sparsity.counting import has_pattern, zeros_of_model
+from nas_llm.stages.search import untrained
 
 SETTINGS: dict[str, list[str]] = {  # what an option needs on so small a network
     "gptq": ["baseline.group_size=16"],
@@ -272,3 +276,17 @@ def test_half_precision_stays_what_it_was(base, tmp_path, capsys):  # noqa: F811
     assert command[:3] == ["nas-llm", "train", f"model.path={tmp_path / 'run' / 'model'}"]
     assert {*data(base), f"run_dir={tmp_path / 'run' / 'recovered'}"} <= set(command)
     assert cli.run([*command[1:], "trainer.max_steps=1", "trainer.enable_progress_bar=false"]) == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_network_in_half_precision_is_worked_on_as_if_it_had_been_in_float32(tmp_path, whole):
+    supernet = build("gemma2")
+    supernet.model.to(torch.bfloat16)
+    architecture = supernet.largest() if whole else random_architectures(supernet, 1)[0]
+    nas_llm.save_pretrained(supernet.extract(architecture), tmp_path / "half")
+    assert precision_of(tmp_path / "half") == torch.bfloat16
+    found = untrained(checked(["stage=prune", f"model.path={tmp_path / 'half'}", "baseline=wanda"])).model
+    expected = nas_llm.from_pretrained(tmp_path / "half", dtype="float32")
+    ours, theirs = (dict([*m.named_parameters(), *m.named_buffers()]) for m in (found, expected))
+    for name, value in theirs.items():  # the scale of the embeddings, too, which bfloat16 would have rounded
+        assert torch.equal(ours[name], value), name

@@ -6,6 +6,7 @@ None: half of the weights. How each method chooses them is said in its own file.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,7 +27,7 @@ HALF = 0.5
 
 
 @dataclass(frozen=True)
-class SparsityBaseline:
+class SparsityBaseline(ABC):
     """Fields as above; ``targets`` are linear modules by (the end of) their names, None: all of the blocks.
 
     Raises:
@@ -44,8 +45,9 @@ class SparsityBaseline:
             _ = self.method
 
     @property
+    @abstractmethod
     def method(self) -> Sparsity:
-        raise NotImplementedError
+        """With the fields as its settings."""
 
     @property
     def share(self) -> float | None:

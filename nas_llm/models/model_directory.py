@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -47,6 +48,14 @@ def config_keys(path: str, setting: str) -> dict[str, Any]:
     if not isinstance(keys, dict) or not isinstance(keys.get("model_type"), str):
         raise ValueError(f"{setting}={path}: config.json holds no model_type; is it that of a transformers model?")
     return keys
+
+
+def precision_of(path: str | Path, *, setting: str = "model.path") -> torch.dtype:
+    """Of a saved model, as its ``config.json`` says; float32 where it says nothing. Raises as `config_keys`."""
+    keys = config_keys(resolve(path), setting)
+    places = (keys, keys.get("base_config") or {})
+    named = next((place[key] for place in places for key in ("dtype", "torch_dtype") if place.get(key)), "float32")
+    return getattr(torch, str(named))  # type: ignore[no-any-return]
 
 
 def shape_of(path: str | Path, *, setting: str = "model.path") -> Architecture:

@@ -19,6 +19,7 @@ from nas_llm.config import build
 from nas_llm.lightning.quiet import quiet
 from nas_llm.metrics import add_metrics
 from nas_llm.models.fingerprint import fingerprint
+from nas_llm.models.model_directory import precision_of
 from nas_llm.models.origin import operators_of
 from nas_llm.models.quantized_linear import quantized_modules
 from nas_llm.models.saving import save_pretrained
@@ -28,7 +29,7 @@ from nas_llm.reporting import numbers, write_baseline_card
 from nas_llm.run_directory import BASELINE_FILE, MODEL
 from nas_llm.sparsity import SPARSE, Zeros, zeros_of_model
 from nas_llm.stages.data import prepared_data
-from nas_llm.stages.search import device, untrained_and_precision
+from nas_llm.stages.search import device, untrained
 
 READS = ("model", "data", "baseline", "trainer.accelerator")
 OVERRIDES = {
@@ -54,7 +55,8 @@ def _main(cfg: DictConfig, run_dir: Path) -> None:
     words = cfg.model.tokenizer_path or cfg.model.path
     setting = "model.tokenizer_path" if cfg.model.tokenizer_path else "model.path"
     tokenizer = load_tokenizer(words, trust_remote_code=cfg.model.trust_remote_code, setting=setting)
-    supernet, precision = untrained_and_precision(cfg)
+    supernet = untrained(cfg)
+    precision = precision_of(cfg.model.path) if cfg.model.dtype is None else supernet.model.dtype
     baseline: Baseline = build(cfg.baseline)
     baseline.refuse(supernet)
     data = prepared_data(cfg, tokenizer, supernet)

@@ -218,22 +218,14 @@ def untrained(cfg: DictConfig, *, merges: bool = True) -> Supernet:
     Raises:
         ValueError: no such network, adapters that are not its own, or some that lie beside it and are passed over.
     """
-    return untrained_and_precision(cfg, merges=merges)[0]
-
-
-def untrained_and_precision(cfg: DictConfig, *, merges: bool = True) -> tuple[Supernet, torch.dtype]:
-    """:func:`untrained`, in float32 where nothing else is set, and the precision of its file. Raises as that."""
     settings = loading(cfg)
     given = given_adapter(cfg)
-    model = from_pretrained(cfg.model.path, **settings)
-    precision = model.dtype
-    if settings["dtype"] is None:
-        model.float()
+    model = from_pretrained(cfg.model.path, **{**settings, "dtype": settings["dtype"] or torch.float32})
     if given is not None:
         given.refuse_other_weights(model)
         if merges:
             given.merge_into(model)
-    return Supernet(model), precision
+    return Supernet(model)
 
 
 def loading(cfg: DictConfig) -> dict[str, Any]:
