@@ -67,6 +67,7 @@ def test_counts(number, text):
 def test_numbers_as_people_read_them():
     assert numbers.percent(0.4968) == "49.7 %"
     assert [numbers.significant(x) for x in (0.5123, 12.349, 123.4, 12345.6)] == ["0.512", "12.35", "123.4", "12,346"]
+    assert [numbers.significant(x) for x in (0, 0.0096, 0.00523, -0.00034)] == ["0", "0.010", "0.0052", "-0.00034"]
     assert [numbers.duration(x) for x in (7.31, 250, 7500)] == ["7.3 s", "4 min 10 s", "2 h 5 min"]
     assert [numbers.signed(x) for x in (0.1, -0.04)] == ["+0.100", "−0.040"]
     assert [numbers.tick(x) for x in (0.5, 20, 1.5e6, 1e6)] == ["0.5", "20", "1.5 M", "1 M"]

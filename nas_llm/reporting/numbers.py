@@ -68,8 +68,10 @@ def tick(number: float) -> str:
 
 
 def significant(number: float) -> str:
-    """Three decimals, fewer for large numbers: 0.512, 12.35, 1,234."""
+    """Three decimals, fewer for large numbers and more for small ones: 0.512, 12.35, 1,234, 0.00034."""
     size = abs(number)
+    if size < 0.0095:
+        return f"{number:.2g}" if size else "0"
     if size >= 1000:
         return f"{number:,.0f}" if size < 1e7 else f"{number:.2e}"
     return f"{number:.3f}" if size < 10 else f"{number:.2f}" if size < 100 else f"{number:.1f}"

@@ -38,6 +38,7 @@ BLUE, GREY = "#0072B2", "#8c8c8c"
 PANELS = 4  # in a line
 TICKS = 5  # of a panel's axis at most
 WITHIN = 5  # series whose legend has room among the points
+SHORT = 28  # characters of a label that has
 
 
 def plot_reproduction(
@@ -116,9 +117,12 @@ def _plane(rows: Sequence[dict[str, str]], x: str, y: str, lines: bool) -> Figur
     axes.set_xlabel(numbers.axis(x, ours[0][x]["our_unit"]))
     axes.set_ylabel(numbers.axis(y, ours[0][y]["our_unit"]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.tick(value)))
-    if len({row[x]["series"] for row in ours}) > WITHIN:
+    named = {row[x]["series"] for row in ours}
+    if max(map(len, named)) > SHORT:
+        figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
+    elif len(named) > WITHIN:
         figure.legend(fontsize=8, frameon=False, loc="outside right upper")
-    elif any(row[x]["series"] for row in ours):
+    elif any(named):
         axes.legend(fontsize=8, frameon=False)
     _plain(axes)
     return figure
