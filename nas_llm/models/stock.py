@@ -38,7 +38,7 @@ def is_stock(model: PreTrainedModel) -> bool:
     return all(
         name in buffers
         and buffer.shape == buffers[name].shape
-        and torch.allclose(buffer.float(), buffers[name].to(buffer.dtype).float(), rtol=1e-5)
+        and torch.allclose(buffer.float(), buffers[name].to(buffer).float(), rtol=1e-5)
         for name, buffer in model.named_buffers()
         if not isinstance(model.get_submodule(name.rpartition(".")[0]), QuantizedLinear)
     )
