@@ -16,10 +16,10 @@ ON = "model.path=microworld_llama trainer.accelerator=standin"
 DATA = "data.calibration_size=4 data.validation_size=8 data.test_size=8 data.train_size=24 data.batch_size=4"
 SHORT = f"{DATA} trainer.max_steps=2 trainer.limit_val_batches=1 search.evaluations=3"
 PRUNED = (
-    "sparsegpt baseline.pattern=2:4",
+    "sparsegpt baseline.pattern=2:4 baseline.targets=[v_proj]",
     "slicegpt baseline.sparsity=0.25",
     "minitron baseline.max_params=0.75",
-    "gptq baseline.group_size=8",
+    "gptq baseline.group_size=8 baseline.targets=[v_proj]",
 )
 COMMANDS = {
     "a super-network": [
