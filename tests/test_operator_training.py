@@ -125,7 +125,7 @@ def test_its_depth_is_searched_measured_and_exported(base, finished, tmp_path, c
     assert {"params", "loss"} <= {metric["name"] for metric in read_json(finished / "results.json")["metrics"]}
 
 
-def test_sparse_operators_keep_their_zeros_in_training_or_it_is_refused(base, tmp_path, tiny_tokenizer, capsys):
+def test_sparse_operators_keep_their_zeros_in_training_unless_they_are_to_be_filled(base, tmp_path, tiny_tokenizer):
     network = OperatorNetwork.of({(0, "mlp"): Sparse("2:4", "both"), (1, "mlp"): Ffn(24)}, 4)
     model = assemble(Supernet(teacher_of()), network)
     projections = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")]
@@ -133,16 +133,14 @@ def test_sparse_operators_keep_their_zeros_in_training_or_it_is_refused(base, tm
         model.get_submodule(name).weight.data.view(-1, 4)[:, 1:3] = 0
     save_pretrained(model, tmp_path / "sparse", tokenizer=tiny_tokenizer)
     given = [f"model.path={tmp_path / 'sparse'}", *taught(base)]
-    assert cli.run(train(base, tmp_path / "run", *given)) == 2
-    refused = capsys.readouterr().err
-    assert "training.zeros=keep" in refused
-    assert "You are using a model of type" not in refused
-    assert cli.run(train(base, tmp_path / "run", *given, "training.zeros=keep")) == 0
-    before, after = weights(tmp_path / "sparse"), weights(tmp_path / "run" / "supernet")
-    for name in projections:
-        zero = before[f"{name}.weight"] == 0
-        assert torch.equal(after[f"{name}.weight"] == 0, zero)
-        assert not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"])
+    before = weights(tmp_path / "sparse")
+    for run, setting in (("default", []), ("kept", ["training.zeros=keep"]), ("filled", ["training.zeros=fill"])):
+        assert cli.run(train(base, tmp_path / run, *given, *setting)) == 0
+        after = weights(tmp_path / run / "supernet")
+        for name in projections:
+            zero = before[f"{name}.weight"] == 0
+            assert torch.equal(after[f"{name}.weight"] == 0, zero) == (run != "filled")
+            assert not torch.equal(after[f"{name}.weight"], before[f"{name}.weight"])
 
 
 LOAD = """

@@ -36,6 +36,7 @@ from nas_llm.lightning.training_settings import refuse_external, refuse_step, re
 from nas_llm.models.block_walk import dense_projections
 from nas_llm.samplers import Sampler
 from nas_llm.search_space import SearchSpace
+from nas_llm.sparsity import SPARSE, Zeros
 
 if TYPE_CHECKING:
     from nas_llm.models.supernet import Supernet
@@ -70,7 +71,7 @@ class SupernetModule(LightningModule):
             is refused with another. teacher_path: of another model, which is then the frozen teacher;
             teacher_network: that model (``lightning/external_teacher.py``), whole, of the same vocabulary.
         zeros: of linear weights of the blocks that are exactly zero: ``keep`` lets no step change them, ``fill`` trains
-            them as any other, as None does where there are none to speak of.
+            them as any other. None keeps those of sparse operators, and trains the few of other networks.
         teacher_logits: ``recorded`` holds them, (tokens, vocabulary), for the time of a micro-batch; ``recomputed``
             makes them again from hidden states, for every student: less memory, more time.
 
@@ -106,11 +107,16 @@ class SupernetModule(LightningModule):
         refuse_external(hidden_matching, teacher, teacher_path, teacher_network)
         self.automatic_optimization = False
         self.supernet, self.space, self.sampler, self.distillation = supernet, space, sampler, distillation
+        has_operators = supernet.operators is not None
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.reduction, self.seed = reduction, seed
         self.hidden_matching, self.teacher_logits = hidden_matching, teacher_logits
-        self._sparse = tuple(p.parameter for p in dense_projections(supernet)) if zeros == "keep" else ()
+        self._sparse = tuple(
+            p.parameter
+            for p in dense_projections(supernet)
+            if zeros == "keep" or (zeros is None and has_operators and Zeros.of(p.weight).sparsity >= SPARSE)
+        )
         # In a tuple, so that it is no child: neither trained, nor saved, nor set to training mode.
         self._frozen: tuple[Supernet, ...] = ()
         if teacher == "frozen":

@@ -192,7 +192,7 @@ def refuse_sparse(cfg: DictConfig, supernet: Supernet) -> None:
 
     Raises:
         ValueError: units would be sorted whose neighbours make up a pattern; all weights are trained and
-            ``training.zeros`` says nothing, or it says something of a network that is dense.
+            ``training.zeros`` says nothing, but of a network of operators, or it says something of a dense one.
     """
     if cfg.sparsity:
         return
@@ -208,7 +208,7 @@ def refuse_sparse(cfg: DictConfig, supernet: Supernet) -> None:
         )
     if cfg.get("peft") or cfg.trainer.max_steps == 0:
         return
-    if sparse and zeros is None:
+    if sparse and zeros is None and supernet.operators is None:  # sparse operators were chosen: they stay so
         share = sum(sparse, Zeros(0, 0)).sparsity
         raise ValueError(
             f"{model} is sparse, {share:.1%} of the weights of {len(sparse)} linear modules are zero, which training "
