@@ -22,7 +22,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "standin"
 MOVES = ("aten::copy_", "aten::_to_copy", "aten::_foreach_copy_")
-INDEXED = ("aten::index.Tensor", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")  # by either device's
+INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")  # by either device's
 
 
 class StandinModule:
@@ -110,7 +110,7 @@ def refuse_mixed(func: Any, args: Sequence[Any], leaves: Sequence[Any], stays: b
     """Raises RuntimeError where CUDA would."""
     name = func._schema.name
     plain = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, StandinTensor)]
-    if name in INDEXED or str(func) == "aten.index.Tensor":
+    if name in INDEXED:
         fine = isinstance(args[0], StandinTensor)
         plain = [value for value in args[2:] if any(value is one for one in plain)] if fine else plain
         if not fine:

@@ -107,11 +107,11 @@ class SupernetModule(LightningModule):
         refuse_external(hidden_matching, teacher, teacher_path, teacher_network)
         self.automatic_optimization = False
         self.supernet, self.space, self.sampler, self.distillation = supernet, space, sampler, distillation
-        has_operators = supernet.operators is not None
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
         self.reduction, self.seed = reduction, seed
         self.hidden_matching, self.teacher_logits = hidden_matching, teacher_logits
+        has_operators = supernet.operators is not None
         self._sparse = tuple(
             p.parameter
             for p in dense_projections(supernet)
